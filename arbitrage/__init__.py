@@ -16,10 +16,10 @@ Importing this package needs NumPy alone; pyarrow and matplotlib load when they 
 JAX arrays are accepted without importing JAX here.
 """
 
+from arbitrage.candidates import gaps
 from arbitrage.commands import calibrate_files, evaluate_files, route_files
 from arbitrage.errors import DataError, InfeasibleWarning, UsageError
 from arbitrage.frontier import evaluate, frontier_curve, risk_curve
-from arbitrage.loss_curves import gaps
 from arbitrage.policy import Policy, Route, choose, route
 from arbitrage.risk import Calibration, calibrate
 from arbitrage.scores import ScoreTable, join, softmax

@@ -8,10 +8,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from arbitrage import commands, tables
 from arbitrage.errors import UsageError, run_cli
+from arbitrage.losses import LOSS_FORMS
+from arbitrage.policy import METHODS
 from arbitrage.version import __version__
 
 
@@ -44,13 +46,37 @@ def build_parser() -> argparse.ArgumentParser:
     commands_ = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=OneLineParser)
 
     calibrate = commands_.add_parser("calibrate", help="score tables -> policy.json")
-    calibrate.add_argument("primary", metavar="PRIMARY.parquet")
-    calibrate.add_argument("guardian", metavar="GUARDIAN.parquet")
+    calibrate.add_argument("primary", metavar="PRIMARY")
+    calibrate.add_argument("guardian", metavar="GUARDIAN")
     # Kept as text, so that 0.1 means one tenth.
     calibrate.add_argument("--alpha", nargs="+", required=True, help="risk levels in (0, bound)")
     calibrate.add_argument("--bound", default="1", help="largest possible loss (default 1)")
     calibrate.add_argument(
+        "--loss",
+        default="guardian_shortfall",
+        help=f"what is kept small: {', '.join(LOSS_FORMS)} (default %(default)s)",
+    )
+    calibrate.add_argument(
+        "--method",
+        choices=tuple(METHODS),
+        help="crc: expected loss; hoeffding_bentkus, binomial (0/1 losses), wsr: with probability "
+        "1 - delta; crc_weighted: shifted questions (default crc, hoeffding_bentkus with --delta)",
+    )
+    calibrate.add_argument("--delta", type=float, help="allowed probability of a risk above alpha")
+    calibrate.add_argument(
+        "--groups", action="store_true", help="a threshold for each value of the group column too"
+    )
+    calibrate.add_argument(
+        "--weights", metavar="COLUMN", help="column of likelihood ratios, for crc_weighted"
+    )
+    calibrate.add_argument(
+        "--test-weight", type=float, help="largest ratio of a new row, for crc_weighted"
+    )
+    calibrate.add_argument(
         "--softmax", action="store_true", help="turn both models' scores into probabilities first"
+    )
+    calibrate.add_argument(
+        "--stream", action="store_true", help="read Parquet in blocks: more rows than memory"
     )
     calibrate.add_argument("--output", required=True, metavar="policy.json")
     calibrate.set_defaults(run=_calibrate)
@@ -65,21 +91,46 @@ def build_parser() -> argparse.ArgumentParser:
 
     route = commands_.add_parser("route", help="policy and Primary table -> who answers each row")
     route.add_argument("policy", metavar="policy.json")
-    route.add_argument("primary", metavar="PRIMARY.parquet")
+    route.add_argument("primary", metavar="PRIMARY")
     route.add_argument("--alpha", required=True, help="one of the policy's risk levels")
     route.add_argument("--output", required=True, metavar="routes.parquet")
     route.set_defaults(run=_route)
 
     for command in (calibrate, evaluate, route):
-        command.add_argument(
-            "--columns",
-            nargs="+",
-            default=[],
-            metavar="FIELD=NAME",
-            help="the files' own column names, for example scores=logits",
-        )
+        _add_reading(command)
         command.add_argument("--overwrite", action="store_true", help="replace existing outputs")
     return parser
+
+
+def _add_reading(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("reading the tables")
+    group.add_argument(
+        "--columns",
+        nargs="+",
+        default=[],
+        metavar="FIELD=NAME",
+        help="the files' own column names, for example scores=logits",
+    )
+    group.add_argument(
+        "--format", help="parquet, lm-eval, jsonl, csv, numpy, openai-batch (default: found out)"
+    )
+    group.add_argument("--filter-name", help="lm-eval: which filter's answers")
+    group.add_argument("--normalise", help="lm-eval: divide scores by chars or by bytes")
+    group.add_argument("--options", type=int, help="openai-batch: number of answer options")
+    group.add_argument(
+        "--on-error", choices=("uniform",), help="openai-batch: failed requests get equal scores"
+    )
+    group.add_argument(
+        "--shuffle-options", type=int, metavar="SEED", help="where the right option comes first"
+    )
+
+
+def _reading(options: argparse.Namespace) -> dict[str, Any]:
+    """What was asked for on how to read, as arguments of `ScoreTable.read`."""
+    names = ("format", "filter_name", "normalise", "options", "on_error", "shuffle_options")
+    given = {name: getattr(options, name) for name in names}
+    given = {name: value for name, value in given.items() if value is not None}
+    return given | {"columns": _columns(options.columns)}
 
 
 def _columns(pairs: Sequence[str]) -> dict[str, str]:
@@ -93,15 +144,23 @@ def _columns(pairs: Sequence[str]) -> dict[str, str]:
 
 
 def _calibrate(options: argparse.Namespace) -> None:
+    weighted = "crc_weighted" if options.weights else "crc"
     policy = commands.calibrate_files(
         options.primary,
         options.guardian,
         alpha=options.alpha,
         bound=options.bound,
+        loss=options.loss,
+        method=options.method or ("hoeffding_bentkus" if options.delta else weighted),
+        delta=options.delta,
+        groups=options.groups,
+        weights=options.weights,
+        test_weight=options.test_weight,
         softmax=options.softmax,
+        stream=options.stream,
         output=options.output,
         overwrite=options.overwrite,
-        columns=_columns(options.columns),
+        **_reading(options),
     )
     print(tables.calibration_table(policy))
     print(policy.guarantee)
@@ -115,7 +174,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         output=options.output,
         overwrite=options.overwrite,
         figures=options.figures,
-        columns=_columns(options.columns),
+        **_reading(options),
     )
     print(tables.evaluation_table(result))
     print(f"n = {result['overall']['n']} rows; {result['note']}")
@@ -130,7 +189,7 @@ def _route(options: argparse.Namespace) -> None:
         alpha=options.alpha,
         output=options.output,
         overwrite=options.overwrite,
-        columns=_columns(options.columns),
+        **_reading(options),
     )
     print(
         f"{done['n']} rows: {done['n'] - done['deferred']} answered by the Primary, "

@@ -1,10 +1,11 @@
 """What a policy does on held-out questions: risk, Guardian calls, accuracy and the baselines.
 
-The deployed action is taken with `policy.choose`, the same code that serves. Shortfall is
-max_A g - g(deployed), in the Guardian's score. The random baseline sends each question to one model
-by a coin with the policy's Guardian rate (Overman and Bayati, arXiv 2506.00911, App. B.2), so its
-accuracy is the straight line between the two models. The policy always pays the Primary as well
-and the coin does not: at high Guardian rates the comparison favours the coin.
+The deployed action is taken with `policy.choose`, the same code that serves. Risk is the mean of
+the policy's own loss: by default the shortfall max_A g - g(deployed), in the Guardian's score. The
+random baseline sends each question to one model by a coin with the policy's Guardian rate (Overman
+and Bayati, arXiv 2506.00911, App. B.2), so its accuracy is the straight line between the two
+models. The policy always pays the Primary as well and the coin does not: at high Guardian rates the
+comparison favours the coin. `split_evaluation` does the same over many splits, at equal cost.
 """
 
 from __future__ import annotations
@@ -16,8 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from arbitrage.errors import DataError
-from arbitrage.loss_curves import gaps, loss_curves
+from arbitrage.candidates import gaps
+from arbitrage.errors import DataError, UsageError
+from arbitrage.loss_curves import SHORTFALL, as_rows, loss_curves, prepared
+from arbitrage.losses import Exceeds, FullMenuShortfall, Loss, loss_by_name
+from arbitrage.policies import full_menu_states, restricted_states, state_columns, steps
 from arbitrage.policy import Policy, choose, route
 from arbitrage.scores import ScoreTable, join, softmax
 from arbitrage.selection import Number, exact_number, risk_steps
@@ -37,32 +41,46 @@ def evaluate(policy: Policy, primary: ScoreTable, guardian: ScoreTable) -> dict[
     The tables are joined by question id and the policy's score transform is applied. `overall` and
     each entry of `groups` hold `n`, `primary`, `guardian` and `policies` (one entry per alpha);
     `curves` holds what the figures need. Accuracies are None without labels, standard errors None
-    for a single row. Raises DataError where the tables do not fit or a loss exceeds the bound.
+    for a single row. With group thresholds a group's `threshold` is its own.
+
+    Raises UsageError where the policy's loss needs labels or its groups are missing, DataError
+    where the tables do not fit or a loss exceeds the bound.
     """
     primary, guardian = prepare(primary, guardian, policy.transform)
     label = guardian.label if primary.label is None else primary.label
     group = guardian.group if primary.group is None else primary.group
+    loss = loss_by_name(policy.loss)
+    if loss.needs_label and label is None:
+        raise UsageError(
+            f"the policy's loss {policy.loss} needs a label column in one of the tables"
+        )
+    scores = (primary.scores, guardian.scores)
     curve_lambda, curve_risk = risk_curve(
-        primary.scores, guardian.scores, bound=policy.bound, mask=primary.mask
+        *scores, bound=policy.bound, mask=primary.mask, label=label, loss=loss
     )
-    runs = _runs(policy, primary, guardian, label)
+    runs = _runs(policy, primary, guardian, label, group, loss)
     groups: dict[str, Any] = {}
     if group is not None:
         names, codes = np.unique(group, return_inverse=True)
-        groups = dict(zip(names.tolist(), _summaries(policy, runs, codes, len(names)), strict=True))
+        parts = _summaries(policy, runs, codes, [str(name) for name in names])
+        groups = dict(zip(names.tolist(), parts, strict=True))
+    note = NOTE
+    if policy.loss not in (SHORTFALL.name, FullMenuShortfall.name):
+        note = f"risk = {loss.words}" + NOTE[NOTE.index(";") :]
     return {
         "schema_version": SCHEMA_VERSION,
-        "note": NOTE,
+        "note": note,
         "guarantee": policy.guarantee,
+        "loss": policy.loss,
         "bound": policy.bound,
         "calibration_n": policy.n,
         "transform": policy.transform,
-        "overall": _summaries(policy, runs, np.zeros(len(primary), dtype=int), 1)[0],
+        "overall": _summaries(policy, runs, np.zeros(len(primary), dtype=int), [None])[0],
         "groups": groups,
         "curves": {
             "risk": {"lambda": curve_lambda.tolist(), "risk": curve_risk.tolist()},
             "frontier": frontier_curve(
-                primary.scores, guardian.scores, label=label, mask=primary.mask
+                *scores, label=label, mask=primary.mask, loss=loss, full_menu=policy.full_menu
             ),
         },
     }
@@ -87,11 +105,10 @@ class _Run:
     correct: np.ndarray | None
 
 
-def _run(primary: ScoreTable, guardian: ScoreTable, label, action, defer, set_size) -> _Run:
+def _run(primary: ScoreTable, value, target, label, action, defer, set_size) -> _Run:
     rows = np.arange(len(action))
-    g = guardian.scores.astype(np.float64)
     return _Run(
-        shortfall=g.max(axis=1) - g[rows, action],
+        shortfall=target - value[rows, action],
         primary_drop=gaps(primary.scores, primary.mask)[rows, action].astype(np.float64),
         defer=defer.astype(np.float64),
         set_size=set_size.astype(np.float64),
@@ -99,32 +116,54 @@ def _run(primary: ScoreTable, guardian: ScoreTable, label, action, defer, set_si
     )
 
 
-def _runs(policy: Policy, primary: ScoreTable, guardian: ScoreTable, label) -> list[_Run]:
+def _runs(policy: Policy, primary: ScoreTable, guardian: ScoreTable, label, group, loss: Loss):
     """The Primary alone, the Guardian alone, then the policy at each alpha."""
     n, one = len(primary), np.ones(len(primary))
     own = np.argmax(primary.scores, axis=1)
     best = np.argmax(guardian.scores, axis=1)
+    value, target = option_values(primary.scores, guardian.scores, primary.mask, label, loss)
     runs = [
-        _run(primary, guardian, label, own, np.zeros(n), one),
-        _run(primary, guardian, label, best, one, primary.n_options),
+        _run(primary, value, target, label, own, np.zeros(n), one),
+        _run(primary, value, target, label, best, one, primary.n_options),
     ]
-    for threshold in policy.thresholds:
+    tables = (primary.scores, guardian.scores)
+    for alpha in policy.alphas:
+        threshold = policy.row_threshold(alpha, group)
         candidates, defer = route(primary.scores, threshold, primary.mask)
-        action = choose(primary.scores, guardian.scores, threshold, primary.mask)
-        runs.append(_run(primary, guardian, label, action, defer, candidates.sum(axis=1)))
+        action = choose(*tables, threshold, primary.mask, full_menu=policy.full_menu)
+        runs.append(_run(primary, value, target, label, action, defer, candidates.sum(axis=1)))
     return runs
 
 
-def _summaries(policy: Policy, runs: Sequence[_Run], codes: np.ndarray, count: int) -> list[dict]:
-    """One summary for each code 0 .. count-1 of the rows' codes (N,)."""
-    sizes = np.bincount(codes, minlength=count)
+def option_values(primary, guardian, mask, label, loss: Loss) -> tuple[np.ndarray, np.ndarray]:
+    """(N, K) and (N,) float64: the loss of deploying an option is target - value[option].
+
+    For losses of the full menu this is the shortfall itself: a deferred row deploys the best.
+    """
+    if isinstance(loss, FullMenuShortfall):
+        loss = SHORTFALL
+    elif isinstance(loss, Exceeds) and isinstance(loss.of, FullMenuShortfall):
+        loss = Exceeds(SHORTFALL, loss.level)
+    at = prepared(as_rows(primary, guardian, mask, label, loss), loss)
+    return np.stack(at.value, axis=1).astype(np.float64), np.asarray(at.target, dtype=np.float64)
+
+
+def _summaries(
+    policy: Policy, runs: Sequence[_Run], codes: np.ndarray, names: Sequence[str | None]
+) -> list[dict]:
+    """One summary for each code of the rows' codes (N,); `names` are the groups, or one None."""
+    sizes = np.bincount(codes, minlength=len(names))
     own, best, *routed = [_averages(run, codes, sizes) for run in runs]
     summaries = []
-    for at in range(count):
+    for at, name in enumerate(names):
         alone, guard = own[at], best[at]
+        thresholds = policy.thresholds
+        if name is not None and policy.group_thresholds:
+            never = (math.inf,) * len(policy.alphas)
+            thresholds = policy.group_thresholds.get(name, never)
         policies = []
         for index, (alpha, averages) in enumerate(zip(policy.alphas, routed, strict=True)):
-            threshold = policy.thresholds[index]
+            threshold = thresholds[index]
             head = {
                 "alpha": alpha,
                 "threshold": "inf" if math.isinf(threshold) else threshold,
@@ -167,79 +206,56 @@ def _against_random(averages: Mapping, alone: Mapping, guard: Mapping) -> dict[s
 
 
 def risk_curve(
-    primary, guardian, *, bound: Number, mask=None, max_points: int = MAX_POINTS
+    primary,
+    guardian,
+    *,
+    bound: Number,
+    mask=None,
+    label=None,
+    loss: Loss = SHORTFALL,
+    max_points: int = MAX_POINTS,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Lambdas (J,) float32 and the mean loss (J,) float64 at each: a right-continuous staircase.
 
-    Thinned to at most `max_points` steps, the first and the last kept.
+    Thinned to at most `max_points` steps, the first and the last kept. Arguments as in `calibrate`.
     """
     limit = exact_number(bound, "bound")
-    steps = risk_steps(loss_curves(primary, guardian, bound=limit, mask=mask))
-    kept = _thin(steps.risk, max_points)
-    return steps.thresholds[kept], steps.risk[kept]
+    curves = loss_curves(primary, guardian, bound=limit, mask=mask, label=label, loss=loss)
+    staircase = risk_steps(curves)
+    kept = _thin(staircase.risk, max_points)
+    return staircase.thresholds[kept], staircase.risk[kept]
 
 
 def frontier_curve(
-    primary, guardian, *, label=None, mask=None, max_points: int = MAX_POINTS
+    primary,
+    guardian,
+    *,
+    label=None,
+    mask=None,
+    loss: Loss = SHORTFALL,
+    full_menu: bool = False,
+    max_points: int = MAX_POINTS,
 ) -> dict[str, list[float] | None]:
     """Every policy of the family at once: what each lambda costs and brings.
 
     Lists of equal length (at most `max_points`, the first at lambda = 0): `lambda`,
-    `guardian_rate`, `risk`, `mean_set_size`, `primary_drop` (mean p of the Primary's top minus
-    that of the deployed action: utility given up) and `accuracy` (None without `label`, (N,) int).
+    `guardian_rate`, `risk` (mean loss), `mean_set_size`, `primary_drop` (mean p of the Primary's
+    top minus that of the deployed action: utility given up) and `accuracy` (None without `label`,
+    (N,) int). With `full_menu` a deferred row's Guardian chooses among all options.
     """
     p, g = np.asarray(primary, dtype=np.float32), np.asarray(guardian, dtype=np.float32)
     valid = np.ones(p.shape, dtype=bool) if mask is None else np.asarray(mask, dtype=bool)
     if p.ndim != 2 or p.shape != g.shape or not p.size:
         raise DataError(f"scores must both have shape (N, K), not {p.shape} and {g.shape}")
-    gap = gaps(p, valid)
-    order = np.argsort(gap, axis=1, kind="stable")
-    gap = np.take_along_axis(gap, order, axis=1)
-    action = _running_best(np.where(valid, g, np.float32(-np.inf)), order)
-    columns = {
-        "risk": g.max(axis=1, where=valid, initial=-np.inf)[:, None].astype(np.float64)
-        - np.take_along_axis(g, action, axis=1),
-        "guardian_rate": np.broadcast_to(np.arange(p.shape[1]) > 0, p.shape),
-        "mean_set_size": np.broadcast_to(np.arange(1, p.shape[1] + 1), p.shape),
-        "primary_drop": np.take_along_axis(gaps(p, valid), action, axis=1),
-    }
-    if label is not None:
-        columns["accuracy"] = action == np.asarray(label)[:, None]
-    curves = _means_by_threshold(gap, columns)
+    states = (full_menu_states if full_menu else restricted_states)(p, g, valid)
+    value, target = option_values(p, g, valid, label, loss)
+    columns = state_columns(states, p, valid, value, target, label=label)
+    # Sums of whole numbers are exact; they are divided once.
+    curves = steps(states.knob, columns).curve(np.ones(len(p)))
+    curves = {name: c if name == "lambda" else c / len(p) for name, c in curves.items()}
     kept = _thin(curves["guardian_rate"], max_points)
     lists: dict[str, list[float] | None] = {name: c[kept].tolist() for name, c in curves.items()}
     return {"accuracy": None} | lists
-
-
-def _running_best(g: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """(N, K): the Guardian's best among the first j + 1 options in `order`; ties: lowest index."""
-    best = order[:, :1]
-    actions = [best]
-    for column in range(1, order.shape[1]):
-        new = order[:, column : column + 1]
-        old_score, new_score = np.take_along_axis(g, best, 1), np.take_along_axis(g, new, 1)
-        better = (new_score > old_score) | ((new_score == old_score) & (new < best))
-        best = np.where(better, new, best)
-        actions.append(best)
-    return np.concatenate(actions, axis=1)
-
-
-def _means_by_threshold(gap: np.ndarray, columns: Mapping[str, np.ndarray]) -> dict:
-    """Mean over rows of each column (N, K), where row i stands at its last gap <= lambda."""
-    first, later = gap[:, 0], gap[:, 1:]
-    at = np.isfinite(later)
-    order = np.argsort(later[at])
-    when = later[at][order]
-    # A run of equal gaps is one step; gaps of 0 belong to lambda = 0, the first point.
-    ends = np.append(when[1:] != when[:-1], True) if len(when) else np.zeros(0, dtype=bool)
-    start_at = np.searchsorted(when, 0, side="right")
-    keep = np.nonzero(ends & (np.arange(len(when)) >= start_at))[0]
-    means = {"lambda": np.concatenate([np.zeros(1, np.float32), when[keep]])}
-    for name, column in columns.items():
-        column = column.astype(np.float64)
-        change = np.cumsum(np.append(0.0, np.diff(column, axis=1)[at][order]))
-        means[name] = (column[:, 0].sum() + change[np.append(start_at, keep + 1)]) / len(first)
-    return means
 
 
 def _thin(values: np.ndarray, count: int) -> np.ndarray:

@@ -127,6 +127,13 @@ def _refuse_constant(name: str):
 
 
 def sha256_file(path: str | os.PathLike) -> str:
-    """SHA-256 of the bytes of a file, in hexadecimal."""
+    """SHA-256 of the bytes of a file, in hexadecimal.
+
+    For a folder or a URI see `arbitrage.filesystems.sha256_place`.
+    """
+    if "://" in os.fsdecode(path) or os.path.isdir(path):
+        from arbitrage.filesystems import sha256_place
+
+        return sha256_place(path)
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

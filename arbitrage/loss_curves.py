@@ -1,61 +1,179 @@
 """From scores to step functions: how each example's loss falls as lambda grows.
 
-Per example, with Primary scores p and Guardian scores g over its valid options:
+Per example, with Primary scores p, Guardian scores g over its valid options, and a loss family
+(`losses`) that turns g into values v and a target:
 
     gap_a   = max p - p_a >= 0
     C_lam   = {a : gap_a <= lam}
-    L(lam)  = max g - max_{a in C_lam} g          (Overman and Bayati, arXiv 2506.00911, Eq. 2)
+    L(lam)  = target - max_{a in C_lam} v_a       (v = g, target = max g in arXiv 2506.00911, Eq. 2)
 
 L is right-continuous and non-increasing, and jumps only at gaps: a base loss at lam = 0 and a list
-of (gap, drop) events say all of it.  Letters: N examples, K options, M events.
+of (gap, drop) events say all of it.  Losses are whole numbers of quanta, rounded up, so that sums
+are associative: no order of rows, chunks, devices or hosts changes a bit.  Letters: N examples,
+K options, M events.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from arbitrage.candidates import TINY, array_namespace, columns, exact_difference, gap_columns
 from arbitrage.errors import DataError, UsageError, first_row
+from arbitrage.losses import GuardianShortfall, Loss
+from arbitrage.rows import Rows
 
-# Smallest normal float32. XLA rounds smaller numbers to zero and NumPy does not, so both do here.
-TINY = np.float32(np.finfo(np.float32).tiny)
 CHUNK_ROWS = 1 << 16
+MAX_ROWS = (1 << 31) - 1
+# What a loss counts as when it does not fit 32 bits; it is above every bound.
+TOO_LARGE = np.uint32(0xFFFFFFFF)
+SHORTFALL = GuardianShortfall()
+# Up to here comparing all pairs of options is cheaper than sorting each row.
+PAIRWISE_OPTIONS = 16
 
 
-def array_namespace(*arrays: Any):
-    """`jax.numpy` if any argument is a JAX array or tracer, else `numpy`; never imports JAX."""
-    jax = sys.modules.get("jax")
-    if jax is not None and any(isinstance(array, jax.Array) for array in arrays):
-        return jax.numpy
-    return np
+def loss_quantum(bound: Fraction) -> float:
+    """2^(floor(log2 B) - 30): at most 2^-30 of the bound, and a loss fits 32 bits.
 
-
-def gaps(primary, mask=None) -> Any:
-    """gap_a = max_b p_b - p_a over the valid options b, in float32; +inf at masked options.
-
-    The one formula for calibration and routing. `primary` (..., K) of any real type, `mask`
-    (..., K) bool or None for all valid; NumPy or JAX, also under `jit` and `vmap`. The result is
-    the same to the bit in both. A row with a NaN or infinite score at a valid option has gap 0
-    everywhere: all its options stay candidates, so it goes to the Guardian with its full menu.
+    With at most 2^31 - 1 rows every sum fits 62 bits. Raises UsageError for a bound outside
+    [2^-60, 2^30], where float32 scores could not be scaled exactly.
     """
-    xp = array_namespace(primary, mask)
-    zero, infinity = xp.float32(0), xp.float32(np.inf)
+    if not Fraction(1, 2**60) <= bound <= 2**30:
+        raise UsageError(
+            f"bound must be a number from 2^-60 to 2^30, not {float(bound):g}: rescale the "
+            "Guardian's scores"
+        )
+    exponent = math.frexp(float(bound))[1]
+    if Fraction(2) ** (exponent - 1) > bound:  # the float was rounded up to a power of two
+        exponent -= 1
+    return 2.0 ** (exponent - 1 - 30)
+
+
+def ceil_units(high, low, scale) -> Any:
+    """ceil((high - low) * scale) as uint32, exactly, for float32 arrays; 0 where low >= high.
+
+    `scale` is a power of two, so the products are exact. Whole parts are subtracted modulo 2^32
+    and what rounding takes from the fractions is recovered, so that no 64-bit number is involved.
+    What does not fit becomes `TOO_LARGE`.
+    """
+    xp = array_namespace(high, low)
+    scale = np.float32(scale)
     with np.errstate(over="ignore", invalid="ignore"):
-        p = xp.asarray(primary, dtype=xp.float32)
-        valid = xp.asarray(True if mask is None else mask, dtype=bool)
-        valid = xp.broadcast_to(valid, p.shape)
-        finite = xp.isfinite(p)
-        broken = xp.any(valid & ~finite, axis=-1, keepdims=True)
-        p = xp.where(valid & finite & (xp.abs(p) >= TINY), p, zero)
-        gap = xp.max(xp.where(valid, p, -infinity), axis=-1, keepdims=True) - p
-        # Also turns -0.0 into +0.0.
-        gap = xp.where(broken | (gap < TINY), zero, gap)
-    return xp.where(valid, gap, infinity)
+        a, b = high * scale, low * scale
+        whole_a, whole_b = xp.trunc(a), xp.trunc(b)
+        rest, lost = exact_difference(a - whole_a, b - whole_b)
+        up = xp.ceil(rest)
+        up = up + ((up == rest) & (lost > 0)).astype(np.float32)
+        units = _low_word(xp, whole_a) - _low_word(xp, whole_b)
+        units = units + up.astype(np.int32).astype(np.uint32)
+        # The rounded difference is good enough to tell 2^31 from 2^32; NaN counts as too large.
+        units = xp.where((a - b) < np.float32(3 * 2**30), units, TOO_LARGE)
+    return xp.where(high > low, units, np.uint32(0))
+
+
+def _low_word(xp, whole):
+    """Modulo 2^32, for a whole |whole| < 2^55; beyond, unequal scores are too far apart anyway."""
+    # Towards zero, so that the rest keeps to the bits that `whole` has.
+    rest = whole - xp.trunc(whole * np.float32(2.0**-32)) * np.float32(2.0**32)
+    size = xp.abs(rest).astype(np.uint32)
+    return xp.where(rest < 0, np.uint32(0) - size, size)
+
+
+class Prepared(NamedTuple):
+    """What every statistic of n rows is made of; `gap`, `value` and `valid` hold K arrays (n,).
+
+    `valid` is None where all options are. Options that are not valid have gap +inf, value -inf.
+    """
+
+    gap: Sequence[Any]
+    value: Sequence[Any]
+    target: Any
+    valid: Sequence[Any] | None
+
+
+def prepared(rows: Rows, loss: Loss) -> Prepared:
+    """The gaps and the values of a loss family.
+
+    Guardian scores below the smallest normal float32 count as 0, in NumPy as in XLA.
+    """
+    xp = array_namespace(rows.primary, rows.guardian)
+    valid = None if rows.mask is None else columns(rows.mask)
+    gap = gap_columns(columns(rows.primary), valid)
+    guardian = [xp.where(xp.abs(g) < TINY, np.float32(0), g) for g in columns(rows.guardian)]
+    value, target = loss.values(gap, guardian, valid, rows.label)
+    if valid is not None:
+        low = -np.float32(np.inf)
+        value = [xp.where(on, v, low) for v, on in zip(value, valid, strict=True)]
+    return Prepared(gap, value, target, valid)
+
+
+def best_within(at: Prepared, threshold) -> Any:
+    """(n,) float32: the best value among each row's candidates at `threshold`."""
+    xp = array_namespace(*at.value)
+    low = -np.float32(np.inf)
+    kept = [xp.where(d <= threshold, v, low) for d, v in zip(at.gap, at.value, strict=True)]
+    return functools.reduce(xp.maximum, kept)
+
+
+def loss_at(at: Prepared, threshold, scale) -> Any:
+    """(n,) uint32: each row's loss at `threshold`, in quanta, rounded up."""
+    return ceil_units(at.target, best_within(at, threshold), scale)
+
+
+def best_before(at: Prepared) -> list[Any]:
+    """K float32 arrays (n,): the best value among the options that join before option a; or -inf.
+
+    Options join in the order of (gap, index): inside a run of equal gaps the drops then add up to
+    the drop of the run.
+    """
+    pairwise = len(at.gap) <= PAIRWISE_OPTIONS
+    return (_best_before_pairwise if pairwise else _best_before_sorted)(at.gap, at.value)
+
+
+def joins(gap, value, before) -> Any:
+    """Whether an option lowers its row's loss when it joins; those with gap 0 are in the base."""
+    return (gap > 0) & (gap < np.float32(np.inf)) & (value > before)
+
+
+def drop_of(target, before, value, scale) -> Any:
+    """uint32: by how much an option that `joins` lowers the loss, in quanta."""
+    return ceil_units(target, before, scale) - ceil_units(target, value, scale)
+
+
+def _best_before_pairwise(gap: Sequence[Any], value: Sequence[Any]) -> list[Any]:
+    """The best value strictly before each option in the order of (gap, index); -inf without one."""
+    xp = array_namespace(*value)
+    low = -np.float32(np.inf)
+    before = []
+    for a in range(len(gap)):
+        best = xp.full_like(value[a], low)
+        for b in range(len(gap)):
+            if b != a:
+                earlier = gap[b] <= gap[a] if b < a else gap[b] < gap[a]
+                best = xp.maximum(best, xp.where(earlier, value[b], low))
+        before.append(best)
+    return before
+
+
+def _best_before_sorted(gap: Sequence[Any], value: Sequence[Any]) -> list[Any]:
+    xp = array_namespace(*value)
+    order = xp.argsort(xp.stack(gap), axis=0, stable=True)
+    best = xp.take_along_axis(xp.stack(value), order, axis=0)
+    if xp is np:
+        best = np.maximum.accumulate(best, axis=0)
+    else:
+        from jax.lax import cummax
+
+        best = cummax(best, axis=0)
+    first = xp.full_like(best[:1], -np.float32(np.inf))
+    before = xp.concatenate([first, best[:-1]])
+    return list(xp.take_along_axis(before, xp.argsort(order, axis=0, stable=True), axis=0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,126 +198,194 @@ class LossCurves:
 
     @property
     def n(self) -> int:
+        """Number of examples."""
         return len(self.base)
 
 
-def default_quantum(n: int, bound: Fraction) -> float:
-    """2^(ceil(log2 B) - q), q = min(40, 62 - bits of n): n losses of size B stay below 2^62.
-
-    q is 40 up to 4 million rows and never below 30, which is reached at 2^32 - 1 rows. Raises
-    UsageError beyond.
-    """
-    digits = min(40, 62 - n.bit_length())
-    if digits < 30:
-        raise UsageError(f"{n} rows are more than one calibration can hold (2^32 - 1)")
-    mantissa, exponent = math.frexp(float(bound))
-    return 2.0 ** (exponent - (mantissa == 0.5) - digits)
-
-
 def loss_curves(
-    primary, guardian, *, bound: Fraction, mask=None, quantum: float | None = None
+    primary, guardian, *, bound: Fraction, mask=None, label=None, loss: Loss = SHORTFALL
 ) -> LossCurves:
     """The step function of each row of `primary` and `guardian`, both (N, K).
 
-    Scores are taken as float32. Differences of Guardian scores are formed in float64, where they
-    are exact for scores of comparable size (within a factor of 2^29), and are then rounded UP to
-    whole quanta; where the difference itself was rounded, its rounding error is taken into account,
-    so that the integer loss is the exact ceiling. A rounded-up loss is still monotone, so sums
-    are associative and the bound stays on the safe side.
+    Scores are taken as float32. Each loss is rounded UP to whole quanta, exactly (`ceil_units`): a
+    rounded-up loss is still monotone, so sums are associative and stay on the safe side.
 
     Raises:
-      UsageError: shapes that do not fit.
+      UsageError: shapes that do not fit, a label missing, or a bound out of range.
       DataError: no rows, a row without a valid option, a NaN or infinite score at a valid option,
         or a loss above `bound`; names the first such row.
     """
-    p, g, valid = checked_scores(primary, guardian, mask)
-    if quantum is None:
-        quantum = default_quantum(len(p), bound)
+    return curves_of(as_rows(primary, guardian, mask, label, loss), loss, bound)
+
+
+def curves_of(rows: Rows, loss: Loss, bound: Fraction, numbers=None) -> LossCurves:
+    """`loss_curves` of NumPy rows whose shapes fit; `numbers` (n,) are their names in errors."""
+    numbers = np.arange(len(rows.primary)) if numbers is None else numbers
+    quantum = loss_quantum(bound)
     bases, events = [], []
-    for start in range(0, len(p), CHUNK_ROWS):
-        rows = slice(start, start + CHUNK_ROWS)
-        base, gap, drop, row = _chunk_curves(p[rows], g[rows], valid[rows], quantum)
+    for start, chunk in chunks(rows):
+        at, base = _checked(chunk, loss, bound, numbers[start : start + CHUNK_ROWS])
+        for gap, value, before in zip(at.gap, at.value, best_before(at), strict=True):
+            row = np.flatnonzero(joins(gap, value, before))
+            drop = drop_of(at.target[row], before[row], value[row], 1 / quantum)
+            events.append((gap[row], drop, row + start))
         bases.append(base)
-        events.append((gap, drop, row + start))
-    base = np.concatenate(bases)
-    _check_bound(base, bound, quantum)
-    gap, drop, row = (np.concatenate(parts) for parts in zip(*events, strict=True))
-    return LossCurves(base, gap, drop, row, quantum)
+    base = np.concatenate(bases).astype(np.int64)
+    gap, drop, row = (np.concatenate(part) for part in zip(*events, strict=True))
+    falls = drop > 0  # a better option may still cost the same number of whole quanta
+    return LossCurves(base, gap[falls], drop[falls].astype(np.int64), row[falls], quantum)
 
 
-def _chunk_curves(p: np.ndarray, g: np.ndarray, valid: np.ndarray, quantum: float):
-    gap = gaps(p, valid)
-    row = first_row(valid & (gap == np.inf))
-    if row is not None:
-        raise DataError(f"row {row}: the Primary's scores lie too far apart for float32", row)
-    order = np.argsort(gap, axis=1, kind="stable")
-    gap = np.take_along_axis(gap, order, axis=1)
-    best = np.where(valid, g, np.float32(-np.inf))
-    best = np.maximum.accumulate(np.take_along_axis(best, order, axis=1), axis=1)
-    losses = ceil_difference(best[:, -1:], best, quantum)
-    at_zero = (gap == 0).sum(axis=1) - 1
-    base = losses[np.arange(len(p)), at_zero]
-    # Inside a run of equal gaps the drops add up to the drop of the run.
-    drop = losses[:, :-1] - losses[:, 1:]
-    row, column = np.nonzero((drop > 0) & (gap[:, 1:] > 0))
-    return base, gap[row, column + 1], drop[row, column], row
+def curves_from_steps(points, losses, *, bound: Fraction) -> tuple[LossCurves, bool]:
+    """Step functions that the caller has computed; right-continuous, of any shape.
 
+    Args:
+      points: (N, J) float32 >= 0, increasing along each row (equal or +inf points end a row
+        early); where the loss changes.
+      losses: (N, J + 1) in [0, bound]: before the first point, then from each point on.
 
-def ceil_difference(high: np.ndarray, low: np.ndarray, quantum: float) -> np.ndarray:
-    """ceil((high - low) / quantum) as int64, exactly, for float32 high >= low.
+    A loss that rises again is replaced by its running supremum sup_{t >= lam} L_i(t), which is
+    monotone and not below it, so the guarantee holds (arXiv 2208.02814, Cor. 1). Returns the curves
+    and whether any row needed that.
 
-    `quantum` is a power of two, so the divisions are exact; results are capped at 2^62.
+    Raises UsageError for shapes, DataError naming the first bad row.
     """
-    a, b = high.astype(np.float64) / quantum, low.astype(np.float64) / quantum
-    a, b = np.broadcast_arrays(a, b)
-    difference = a - b
-    ceiling = np.ceil(difference)
-    # A whole number may have been rounded down to; Knuth's TwoSum gives the part that was lost.
-    at = np.nonzero((difference == ceiling) & (difference > 0))
-    a, b, difference = a[at], b[at], difference[at]
-    part = difference - a
-    lost = (a - (difference - part)) + (-b - part)
-    ceiling[at] += lost > 0
-    return np.minimum(ceiling, 2.0**62).astype(np.int64)
+    at = np.asarray(points, dtype=np.float32)
+    height = np.asarray(losses, dtype=np.float64)
+    if at.ndim != 2 or height.shape != (at.shape[0], at.shape[1] + 1):
+        raise UsageError(
+            f"points must be (N, J) and losses (N, J + 1), not {at.shape} and {height.shape}"
+        )
+    if not len(at):
+        raise DataError("no rows: calibration needs at least one example")
+    with np.errstate(invalid="ignore"):
+        row = first_row(~(at >= 0) | (np.diff(at, axis=1, prepend=np.float32(0)) < 0))
+    if row is not None:
+        raise DataError(f"row {row}: points must be numbers >= 0 in increasing order", row)
+    row = first_row(~((height >= 0) & (height <= float(bound))))
+    if row is not None:
+        raise DataError(f"row {row}: losses must lie in [0, {float(bound):g}]", row)
+    at = np.where(at < TINY, np.float32(0), at)
+    quantum = loss_quantum(bound)
+    envelope = np.maximum.accumulate(height[:, ::-1], axis=1)[:, ::-1]
+    units = np.ceil(envelope / quantum).astype(np.int64)
+    drop = units[:, :-1] - units[:, 1:]
+    base = units[:, 0] - np.where(at == 0, drop, 0).sum(axis=1)
+    row, step = np.nonzero((drop > 0) & (at > 0) & np.isfinite(at))
+    curves = LossCurves(base, at[row, step], drop[row, step], row, quantum)
+    return curves, bool((envelope != height).any())
 
 
-def checked_scores(primary, guardian, mask) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Primary and Guardian as (N, K) float32 and the mask as bool, or an error naming the row."""
+def as_rows(primary, guardian, mask=None, label=None, loss: Loss = SHORTFALL) -> Rows:
+    """The arguments as NumPy `Rows`, checked as in `check_shapes`."""
     with np.errstate(over="ignore"):
         p, g = np.asarray(primary, dtype=np.float32), np.asarray(guardian, dtype=np.float32)
+    rows = Rows(
+        p,
+        g,
+        None if mask is None else np.asarray(mask, dtype=bool),
+        np.asarray(label) if loss.needs_label and label is not None else None,
+    )
+    check_shapes(rows, loss)
+    return rows
+
+
+def check_shapes(rows: Rows, loss: Loss) -> None:
+    """Raises UsageError where shapes or types do not fit, DataError without rows."""
+    p, g, mask, label = rows
     if p.ndim != 2 or p.shape != g.shape:
         raise UsageError(
             f"primary and guardian must both have shape (N, K), not {p.shape} and {g.shape}"
         )
-    valid = np.ones(p.shape, dtype=bool) if mask is None else np.asarray(mask, dtype=bool)
-    if valid.shape != p.shape:
-        raise UsageError(f"mask must have the scores' shape {p.shape}, not {valid.shape}")
+    if mask is not None and mask.shape != p.shape:
+        raise UsageError(f"mask must have the scores' shape {p.shape}, not {mask.shape}")
     if not len(p):
         raise DataError("no rows: calibration needs at least one example")
-    row = first_row(valid.sum(axis=1) == 0)
-    if row is not None:
-        raise DataError(f"row {row} has no valid option", row)
-    for name, scores in (("Primary", p), ("Guardian", g)):
-        bad = valid & ~np.isfinite(scores)
-        row = first_row(bad)
-        if row is not None:
-            option = int(np.argmax(bad[row]))
-            raise DataError(
-                f"row {row}: {name} score of option {option} is {scores[row, option]}; scores must "
-                "be finite (leave out options that were not shown with mask=)",
-                row,
+    if len(p) > MAX_ROWS:
+        raise UsageError(f"{len(p)} rows are more than one calibration can hold ({MAX_ROWS})")
+    if loss.needs_label and label is None:
+        raise UsageError(f"the loss {loss.name} needs label=, the index of each row's right option")
+    if label is not None and (label.shape != p.shape[:1] or label.dtype.kind not in "iu"):
+        raise UsageError(f"label must hold {len(p)} integers, not {label.dtype} {label.shape}")
+
+
+def chunks(rows: Rows, size: int = CHUNK_ROWS) -> Iterator[tuple[int, Rows]]:
+    """The rows in blocks of `size`, each with the number of its first row."""
+    for start in range(0, len(rows.primary), size):
+        part = slice(start, start + size)
+        yield start, Rows(*(None if array is None else array[part] for array in rows))
+
+
+def bad_rows(rows: Rows, at: Prepared, base, limit) -> Any:
+    """(n,) bool: rows that `check_rows` would name. Pure, for compiled code."""
+    xp = array_namespace(base)
+    bad = base > limit
+    known, shown = xp.zeros_like(bad), xp.zeros_like(bad)
+    scores = zip(columns(rows.primary), columns(rows.guardian), strict=True)
+    for a, (p, g) in enumerate(scores):
+        valid = xp.ones_like(bad) if at.valid is None else at.valid[a]
+        wrong = ~(xp.isfinite(p) & xp.isfinite(g)) | (at.gap[a] == np.float32(np.inf))
+        bad = bad | (wrong & valid)
+        shown = shown | valid
+        if rows.label is not None:
+            known = known | ((rows.label == a) & valid)
+    return bad | ~shown if rows.label is None else bad | ~known
+
+
+def loss_limit(bound: Fraction, quantum: float) -> np.uint32:
+    """The largest whole number of quanta within the bound."""
+    return np.uint32(math.floor(bound / Fraction(quantum)))
+
+
+def check_rows(rows: Rows, loss: Loss, bound: Fraction, start: int = 0) -> None:
+    """Raises DataError naming the first bad row; `start` is the number of the first one given."""
+    rows = Rows(*(None if array is None else np.asarray(array) for array in rows))
+    _checked(rows, loss, bound, np.arange(start, start + len(rows.primary)))
+
+
+def _checked(rows: Rows, loss: Loss, bound: Fraction, numbers: np.ndarray):
+    """`Prepared` rows and their base loss; DataError if one of them is bad."""
+    at = prepared(_by_option(rows), loss)
+    quantum = loss_quantum(bound)
+    base = loss_at(at, np.float32(0), 1 / quantum)
+    bad = first_row(bad_rows(rows, at, base, loss_limit(bound, quantum)))
+    if bad is not None:
+        reason = _reason(rows, np.stack(at.gap, axis=1), bad)
+        reason = reason or _above_bound(at, bad, bound)
+        raise DataError(f"row {numbers[bad]}{reason}", int(numbers[bad]))
+    return at, base
+
+
+def _by_option(rows: Rows) -> Rows:
+    """The same rows with each option's scores contiguous in memory, for NumPy's sake."""
+    arrays = [None if a is None else np.ascontiguousarray(a.T).T for a in rows[:3]]
+    return Rows(arrays[0], arrays[1], arrays[2], rows.label)
+
+
+def _reason(rows: Rows, gap: np.ndarray, row: int) -> str | None:
+    valid = np.ones(gap.shape, dtype=bool) if rows.mask is None else rows.mask
+    if not valid[row].any():
+        return " has no valid option"
+    for name, scores in (("Primary", rows.primary), ("Guardian", rows.guardian)):
+        bad = valid[row] & ~np.isfinite(scores[row])
+        if bad.any():
+            option = int(np.argmax(bad))
+            return (
+                f": {name} score of option {option} is {scores[row, option]}; scores must "
+                "be finite (leave out options that were not shown with mask=)"
             )
-    return p, g, valid
+    if (valid[row] & (gap[row] == np.inf)).any():
+        return ": the Primary's scores lie too far apart for float32"
+    if rows.label is not None and rows.label[row] not in np.flatnonzero(valid[row]):
+        return f": label {rows.label[row]} is not one of its valid options"
+    return None
 
 
-def _check_bound(base: np.ndarray, bound: Fraction, quantum: float) -> None:
-    limit = math.floor(bound / Fraction(quantum))
-    row = first_row(base > limit)
-    if row is not None:
-        worst = math.ceil(float(base.max()) * quantum * 1e6) / 1e6
-        raise DataError(
-            f"row {row}: the Primary's choice costs {float(base[row]) * quantum:.9g} in the "
-            f"Guardian's score, more than the bound {float(bound):g}: pass a bound of {worst:g} or "
-            "more (--bound), or rescale the Guardian's scores",
-            row,
-        )
+def _above_bound(at: Prepared, row: int, bound: Fraction) -> str:
+    losses = at.target.astype(np.float64) - best_within(at, np.float32(0))
+    worst = math.ceil(float(losses.max()) * 1e6) / 1e6
+    return (
+        f": the Primary's choice costs {losses[row]:.9g} in the Guardian's score, more than the "
+        f"bound {float(bound):g}: pass a bound of {worst:g} or more (--bound), or rescale the "
+        "Guardian's scores"
+    )

@@ -6,7 +6,7 @@ Letters: N questions, K answer options of the longest row.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -87,15 +87,40 @@ class ScoreTable:
 
     @classmethod
     def read(
-        cls, path: str | os.PathLike, *, columns: Mapping[str, str] | None = None
+        cls,
+        path: str | os.PathLike,
+        *,
+        columns: Mapping[str, str] | None = None,
+        format: str | None = None,
+        filter_name: str | None = None,
+        normalise: str | None = None,
+        options: int | str | Sequence[str] | None = None,
+        on_error: str | None = None,
+        shuffle_options: int | None = None,
     ) -> ScoreTable:
-        """Reads a Parquet file; see `arbitrage.score_files.read_table`."""
+        """Reads Parquet, JSON lines, CSV, NumPy, lm-eval samples or OpenAI batch output.
+
+        `path` is a file or folder, or a URI of a file system that pyarrow opens. The arguments are
+        those of `arbitrage.score_files.read_table`.
+        """
         from arbitrage.score_files import read_table
 
-        return read_table(path, columns=columns)
+        return read_table(
+            path,
+            columns=columns,
+            format=format,
+            filter_name=filter_name,
+            normalise=normalise,
+            options=options,
+            on_error=on_error,
+            shuffle_options=shuffle_options,
+        )
 
     def write(self, path: str | os.PathLike, *, overwrite: bool = False) -> None:
-        """Writes a Parquet file, whole or not at all; see `arbitrage.score_files.write_table`."""
+        """Writes a Parquet file at a path or URI, whole or not at all.
+
+        See `arbitrage.parquet_files.write_parquet`.
+        """
         from arbitrage.score_files import write_table
 
         write_table(self, path, overwrite=overwrite)

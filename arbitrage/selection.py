@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from arbitrage.errors import UsageError
-from arbitrage.loss_curves import TINY, LossCurves
+from arbitrage.loss_curves import LossCurves, loss_quantum
 
 Number = float | int | str | Decimal | Fraction
 Levels = Number | Iterable[Number] | np.ndarray
@@ -46,8 +46,7 @@ def exact_alphas(alpha: Any, bound: Fraction) -> tuple[list[Fraction], bool]:
 
     Raises UsageError for a level outside (0, bound), an empty sequence, or a bad bound.
     """
-    if not float(TINY) <= bound <= float(np.finfo(np.float32).max):
-        raise UsageError(f"bound must be a positive float32 number, not {float(bound):g}")
+    loss_quantum(bound)
     # A string is one level, and so is an array without dimensions.
     single = isinstance(alpha, str) or getattr(alpha, "ndim", 1) == 0
     single = single or not isinstance(alpha, Iterable)
@@ -66,11 +65,6 @@ def exact_alphas(alpha: Any, bound: Fraction) -> tuple[list[Fraction], bool]:
 def loss_budget(alpha: Fraction, bound: Fraction, n: int, quantum: float) -> int:
     """floor((alpha (n + 1) - B) / quantum): the largest integer loss sum that is allowed."""
     return math.floor((alpha * (n + 1) - bound) / Fraction(quantum))
-
-
-def rows_needed(alpha: Fraction, bound: Fraction) -> int:
-    """Smallest n for which alpha is feasible: n >= B / alpha - 1."""
-    return math.ceil(bound / alpha - 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,8 +110,8 @@ class Selection:
 
     Fields:
       threshold: float32; +inf where infeasible (always defer on the full menu).
-      total: int64, the loss sum at the threshold, in quanta; 0 where infeasible.
-      feasible: bool, n >= B / alpha - 1.
+      total: int64, the loss sum at the threshold, in quanta.
+      feasible: bool, whether any threshold is within the budget.
     """
 
     threshold: np.ndarray
@@ -125,15 +119,15 @@ class Selection:
     feasible: np.ndarray
 
 
-def select(steps: RiskSteps, alphas: Sequence[Fraction], bound: Fraction) -> Selection:
-    """The smallest threshold whose loss sum is within the budget of each alpha; equality passes."""
-    budgets = [loss_budget(alpha, bound, steps.n, steps.quantum) for alpha in alphas]
-    feasible = np.array([budget >= 0 for budget in budgets])
-    # Totals fall to 0, so every feasible alpha finds one; searchsorted needs them increasing.
-    allowed = np.array([max(budget, 0) for budget in budgets], dtype=np.int64)
-    first = np.searchsorted(-steps.totals, -allowed, side="left")
+def select(steps: RiskSteps, budgets: Sequence[int]) -> Selection:
+    """The smallest threshold whose loss sum is within each budget (in quanta); equality passes."""
+    # Searchsorted needs increasing totals; a budget below the last total has no threshold.
+    wanted = [-min(budget, int(steps.totals[0])) for budget in budgets]
+    first = np.searchsorted(-steps.totals, np.array(wanted, dtype=np.int64), side="left")
+    feasible = first < len(steps.totals)
+    first = np.minimum(first, len(steps.totals) - 1)
     return Selection(
         threshold=np.where(feasible, steps.thresholds[first], np.float32(np.inf)),
-        total=np.where(feasible, steps.totals[first], 0),
+        total=steps.totals[first],
         feasible=feasible,
     )

@@ -11,6 +11,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from arbitrage import ScoreTable
+from arbitrage.losses import FullMenuShortfall, GuardianCorrect
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -53,3 +54,24 @@ def make_table(n: int = 20, k: int = 4, seed: int = 0, **changes) -> ScoreTable:
         "metadata": {"model": f"model-{seed}"},
     }
     return ScoreTable(**(values | changes))
+
+
+def mesh_cases() -> dict[str, tuple[dict, dict]]:
+    """Problems of 64 or 1,024 rows by name: arrays, and the other arguments of `calibrate`."""
+    rng = np.random.default_rng(5)
+    continuous = rng.dirichlet(np.ones(4), (2, 1024)).astype(np.float32)
+    tied = (rng.integers(0, 5, (2, 64, 6)) / 4).astype(np.float32)
+    mask = np.arange(6) < rng.integers(1, 7, 64)[:, None]
+    broken = tied.copy()
+    broken[1, 41, 0] = np.nan
+    pair = dict(zip(("primary", "guardian"), continuous, strict=True))
+    small = dict(zip(("primary", "guardian"), tied, strict=True)) | {"mask": mask}
+    label = rng.integers(0, 4, 1024)
+    many = [f"{at / 100}" for at in range(2, 99, 3)]
+    labelled = pair | {"label": rng.integers(0, 4, 1024)}
+    return {
+        "two passes": (pair, {"alpha": ["0.1", "0.2"], "bound": 1}),
+        "three passes": (small, {"alpha": many, "bound": 1, "loss": FullMenuShortfall()}),
+        "labels": (labelled, {"alpha": "0.3", "bound": 1, "loss": GuardianCorrect()}),
+        "broken": (small | {"guardian": broken[1]}, {"alpha": "0.1", "bound": 1}),
+    }

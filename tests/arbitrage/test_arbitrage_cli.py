@@ -143,11 +143,14 @@ def test_bad_usage_is_status_two_and_leaves_nothing(folder, capsys):
 def test_failed_work_is_status_one_and_leaves_nothing(folder, capsys):
     good = calibrate_arguments(folder)
     (folder / "file").write_text("")
+    (folder / "empty.parquet").write_text("")
     blocked = str(folder / "file" / "policy.json")
     before = sorted(folder.iterdir())
     assert "is not a folder" in fail(capsys, 1, *good[:-1], blocked)
     assert "no such file" in fail(capsys, 1, *good[:1], "missing.parquet", *good[2:])
-    assert "not a readable Parquet" in fail(capsys, 1, *good[:1], str(folder / "file"), *good[2:])
+    assert "not a readable Parquet" in fail(
+        capsys, 1, *good[:1], str(folder / "empty.parquet"), *good[2:]
+    )
     line = fail(capsys, 1, *good[:2], str(folder / "guardian-test.parquet"), *good[3:])
     assert "row 0 (question_id 'q0') of the Primary table is missing from the Guardian" in line
     line = fail(capsys, 1, *good, "--bound", "0.2")

@@ -14,13 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import f32, problems
 
+from arbitrage.candidates import TINY, gaps
 from arbitrage.errors import DataError, UsageError
 from arbitrage.loss_curves import (
     CHUNK_ROWS,
-    ceil_difference,
-    default_quantum,
-    gaps,
+    MAX_ROWS,
+    TOO_LARGE,
+    ceil_units,
     loss_curves,
+    loss_limit,
+    loss_quantum,
 )
 
 ONE = Fraction(1)
@@ -55,42 +58,56 @@ def test_chunks_make_no_difference(monkeypatch):
     assert CHUNK_ROWS > 101
 
 
-# Tiny, huge and mixed sizes: the float64 difference is then rounded, the result must not be.
+# Tiny, huge and mixed sizes: no rounding on the way may show in the result.
 pairs = st.tuples(*[st.floats(0, 1, width=32) | st.floats(-1, 2.0**-100, width=32)] * 2)
+far = st.tuples(*[st.floats(-(2.0**40), 2.0**40, width=32)] * 2)
+
+
+def exact_units(high, low, quantum: float) -> int:
+    """The ceiling by rational arithmetic; what does not fit 32 bits is TOO_LARGE."""
+    units = math.ceil((Fraction(float(high)) - Fraction(float(low))) / Fraction(quantum))
+    return units if units < 3 * 2**30 else int(TOO_LARGE)
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(pairs, min_size=1, max_size=20), st.sampled_from([30, 40]))
+@given(st.lists(pairs | far, min_size=20, max_size=20), st.sampled_from([0, 10, 30, 90]))
 def test_quantised_losses_are_the_exact_ceiling(values, digits):
     quantum = 2.0**-digits
-    high = np.array([max(pair) for pair in values], dtype=np.float32)
-    low = np.array([min(pair) for pair in values], dtype=np.float32)
-    exact = [
-        math.ceil((Fraction(float(h)) - Fraction(float(lo))) / Fraction(quantum))
-        for h, lo in zip(high, low, strict=True)
-    ]
-    assert ceil_difference(high, low, quantum).tolist() == exact
+    high, low = (f32([pick(pair) for pair in values]) for pick in (max, min))
+    # XLA takes subnormal numbers for zero, so `prepared` has removed them.
+    high, low = (np.where(np.abs(x) < TINY, np.float32(0), x) for x in (high, low))
+    want = [exact_units(*pair, quantum) for pair in zip(high, low, strict=True)]
+    assert ceil_units(high, low, 1 / quantum).tolist() == want
+    assert np.asarray(CEIL_UNITS(high, low, 1 / quantum)).tolist() == want
 
 
-def test_a_difference_that_float64_rounds_down_is_rounded_up():
+CEIL_UNITS = jax.jit(ceil_units, static_argnums=2)
+
+
+def test_a_difference_that_floats_round_down_is_rounded_up():
     one, tiny = f32([1.0]), f32([-1e-30])
     assert np.float64(one[0]) - np.float64(tiny[0]) == 1.0
-    assert ceil_difference(one, tiny, 2.0**-40).tolist() == [2**40 + 1]
+    assert ceil_units(one, tiny, 2.0**30).tolist() == [2**30 + 1]
+    assert ceil_units(tiny, one, 2.0**30).tolist() == [0]
 
 
 @pytest.mark.parametrize(
-    ("n", "bound", "digits"),
-    [(1, 1, 40), (2**22 - 1, 1, 40), (2**22, 1, 39), (2**32 - 1, 1, 30), (5, 3, 38), (5, 4, 38)],
+    ("bound", "digits"),
+    [("1", 30), ("3", 29), ("4", 28), ("0.1", 34), ("0.99999999999999999999", 31), (2**30, 0)],
 )
-def test_quantum_leaves_room_for_the_sum(n, bound, digits):
-    quantum = default_quantum(n, Fraction(bound))
+def test_quantum_is_at_most_a_billionth_of_the_bound(bound, digits):
+    limit = Fraction(bound)
+    quantum = loss_quantum(limit)
     assert quantum == 2.0**-digits
-    assert n * math.ceil(Fraction(bound) / Fraction(quantum)) < 2**62
+    assert limit / 2**31 < Fraction(quantum) <= limit / 2**30
+    assert loss_limit(limit, quantum) < TOO_LARGE
+    assert MAX_ROWS * int(loss_limit(limit, quantum)) < 2**62
 
 
-def test_too_many_rows_for_the_quantum():
-    with pytest.raises(UsageError, match="4294967296 rows"):
-        default_quantum(2**32, ONE)
+def test_bounds_out_of_range():
+    for bound in (Fraction(0), Fraction(-1), Fraction(1, 2**61), Fraction(2**30 + 1)):
+        with pytest.raises(UsageError, match="bound must be a number from 2\\^-60 to 2\\^30"):
+            loss_quantum(bound)
 
 
 SPECIAL = [0.0, -0.0, 1e-45, 1e-40, 1.2e-38, -1e-39, 0.1, 0.3, 1.0, -3e38, 3e38]

@@ -83,7 +83,7 @@ def test_infeasible_alphas_warn_one_by_one_and_say_what_would_do():
     assert found.feasible.tolist() == [False, True]
     assert found.threshold[0] == np.inf and found.empirical_risk[0] == 0
     text = found.guarantee
-    assert "alpha = 0.01 needs n >= 99" in text and "alpha = 0.5 in the Guardian's" in text
+    assert "alpha = 0.01: it needs n >= 99" in text and "alpha = 0.5 (losses within [0, 1])" in text
     with pytest.warns(InfeasibleWarning):
         single = calibrate(p, g, alpha=0.01, bound=1)
     assert single.feasible is False and single.threshold == np.inf
@@ -134,7 +134,7 @@ def test_guarantee_holds_on_average_and_is_not_loose(monkeypatch):
     assert risk <= 0.25
     # Without the "+ 1" for the new row two losses are allowed: 3 / 9.
     monkeypatch.setattr(
-        "arbitrage.selection.loss_budget",
+        "arbitrage.bounds.loss_budget",
         lambda alpha, bound, n, quantum: int(alpha * n / Fraction(quantum)),
     )
     assert mean_true_risk(8, 0.25, 1000) > 0.25 + 0.05

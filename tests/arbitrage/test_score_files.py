@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from problems import make_table
 
-from arbitrage import DataError, ScoreTable, UsageError
+from arbitrage import DataError, ScoreTable, UsageError, parquet_files
+from arbitrage.arrow_columns import text
 
 
 def assert_equal(a: ScoreTable, b: ScoreTable) -> None:
@@ -170,3 +175,84 @@ def test_unknown_schema_version(tmp_path):
     pq.write_table(content, tmp_path / "t.parquet")
     with pytest.raises(DataError, match="schema_version '2' is not known"):
         ScoreTable.read(tmp_path / "t.parquet")
+
+
+def test_text_makes_no_object_for_each_row():
+    """A million ids of the usual kind: little more than the bytes of the result."""
+    ids = pa.chunked_array([pa.array(np.arange(at, at + 250_000)).cast(pa.string())
+                            for at in range(10**6, 2 * 10**6, 250_000)])  # fmt: skip
+    tracemalloc.start()
+    try:
+        made = text(ids, "question_id")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert made.dtype == np.dtype("U7") and made[[0, -1]].tolist() == ["1000000", "1999999"]
+    assert peak < 1.3 * made.nbytes
+
+
+def test_many_rows_cost_their_bytes(tmp_path):
+    """A table of objects would hold a string of 57 bytes or more for each row."""
+    n = 300_000
+    content = pa.table({
+        "question_id": pa.array(np.arange(n)).cast(pa.string()),
+        "scores": pa.FixedSizeListArray.from_arrays(pa.array(np.ones(4 * n, np.float32)), 4),
+        "note": pa.array(np.arange(n) % 7).cast(pa.string()),
+    })  # fmt: skip
+    pq.write_table(content, tmp_path / "t.parquet")
+    tracemalloc.start()
+    try:
+        table = ScoreTable.read(tmp_path / "t.parquet")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    own = table.question_id.nbytes + table.scores.nbytes + table.extra["note"].nbytes
+    assert len(table) == n and peak < 1.7 * own
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(st.text(max_size=9), min_size=1, max_size=8), min_size=1, max_size=4),
+       st.sampled_from([pa.string(), pa.large_string(), "dictionary", "sliced"]))  # fmt: skip
+def test_text_of_every_kind(chunks, kind):
+    arrays = [pa.array(chunk, pa.string()) for chunk in chunks]
+    if kind == "dictionary":
+        arrays = [array.dictionary_encode() for array in arrays]
+    elif kind == "sliced":
+        arrays = [pa.array(["é", *chunk, "tail"]).slice(1, len(chunk)) for chunk in chunks]
+    else:
+        arrays = [array.cast(kind) for array in arrays]
+    want = np.array([one for chunk in chunks for one in chunk], dtype=np.str_)
+    got = text(pa.chunked_array(arrays), "question_id")
+    assert got.dtype.kind == "U"
+    np.testing.assert_array_equal(got, want)
+
+
+def test_columns_of_other_types_are_not_read(tmp_path):
+    path = write(
+        tmp_path / "t.parquet", **GOOD, prompt=[{"role": "user"}] * 3, **{"a.b": [1, 2, 3]}
+    )
+    table = ScoreTable.read(path)
+    assert list(table.extra) == ["a.b"] and table.extra["a.b"].tolist() == [1, 2, 3]
+
+
+def test_large_tables_are_written_in_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet_files, "WRITE_ROWS", 7)
+    mask = np.arange(4) < np.random.default_rng(0).integers(1, 5, 40)[:, None]
+    note = np.array([f"{'long' * (at > 20)}{at}" for at in range(40)])
+    table = make_table(40, mask=mask, label=np.zeros(40, dtype=int), extra={"note": note})
+    table.write(tmp_path / "t.parquet")
+    assert_equal(ScoreTable.read(tmp_path / "t.parquet"), table)
+
+
+def test_repeated_columns(tmp_path):
+    arrays = [pa.array(["a"]), pa.array([[1.0]]), pa.array([1]), pa.array([2])]
+    content = pa.Table.from_arrays(arrays, names=["question_id", "scores", "x", "x"])
+    pq.write_table(content, tmp_path / "t.parquet")
+    with pytest.raises(DataError, match="column 'x' occurs 2 times"):
+        ScoreTable.read(tmp_path / "t.parquet")
+
+
+def test_shuffling_refuses_what_it_cannot_move(tmp_path):
+    make_table(5, extra={"tokens": np.ones((5, 4))}).write(tmp_path / "t.parquet")
+    with pytest.raises(UsageError, match="'tokens' may hold one value an option"):
+        ScoreTable.read(tmp_path / "t.parquet", shuffle_options=0)

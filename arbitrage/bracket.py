@@ -151,9 +151,10 @@ class _Search:
         """One pass: the steps inside each bracket, exactly; None where too many rows are inside."""
         points = np.array(sorted({p for one in brackets for p in one.points}), dtype=np.float32)
         wide = [one for one in brackets if not one.tied]
-        sums, rows, numbers = self._pass(source, n, points, wide)
-        if sums is None:
+        passed = self._pass(source, n, points, wide)
+        if passed is None:
             return [None] * len(brackets)
+        sums, rows, numbers = passed
         quantum = loss_quantum(self.bound)
         inside = RiskSteps(np.zeros(1, np.float32), np.zeros(1, np.int64), 0, quantum)
         if len(numbers):
@@ -164,7 +165,7 @@ class _Search:
         return [_inside(one, total, outside, inside, n) for one in brackets]
 
     def _pass(self, source, n: int, points: np.ndarray, wide: Sequence[Bracket]):
-        """What the unflagged rows lose at each point, the flagged rows, and their numbers."""
+        """What unflagged rows lose at each point, the flagged rows, and their numbers; or None."""
         low = np.array([one.low for one in wide], dtype=np.float32)
         high = np.array([one.high for one in wide], dtype=np.float32)
         quantum = loss_quantum(self.bound)
@@ -187,14 +188,14 @@ class _Search:
             total, count, inside = total + block_total, count + m, inside + len(numbers)
             kept.append((rows, numbers))
             if inside > max(n // FLAGGED_SHARE, SORT_ROWS):
-                return None, None, None
+                return None
         if count != n:
             raise DataError(f"the stream was said to have {n} rows and gave {count}")
         rows = joined([rows for rows, _ in kept])
         return total, rows, np.concatenate([numbers for _, numbers in kept])
 
 
-def _below(threshold: np.float32) -> np.float32:
+def _below(threshold) -> np.float32:
     """The next smaller normal float32, or 0: gaps are never subnormal."""
     return np.nextafter(threshold, np.float32(0)) if threshold > TINY else np.float32(0)
 

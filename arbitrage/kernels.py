@@ -7,7 +7,7 @@ The bodies are the same pure functions as everywhere (`loss_curves`), compiled b
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,14 +17,13 @@ from jax.sharding import PartitionSpec as P
 
 from arbitrage.loss_curves import (
     TOO_LARGE,
-    bad_rows,
-    best_before,
     best_within,
     ceil_units,
-    drop_of,
-    joins,
     loss_at,
+    option_costs,
     prepared,
+    row_falls,
+    unfit_rows,
 )
 from arbitrage.losses import Loss
 from arbitrage.rows import Rows
@@ -40,77 +39,136 @@ def losses_outside(rows: Rows, points, low, high, limit, *, loss: Loss, scale: f
     (low_j, high_j], and bad ones. `limit` is the largest loss within the bound.
     """
     at = prepared(rows, loss)
-    flagged = bad_rows(rows, at, loss_at(at, np.float32(0), scale), limit)
+    flagged = unfit_rows(rows, at) | (loss_at(at, np.float32(0), scale) > limit)
     for j in range(low.shape[0]):
         flagged = flagged | (best_within(at, high[j]) > best_within(at, low[j]))
     found = [ceil_units(at.target, best_within(at, point), scale) for point in points]
     return jnp.stack([jnp.where(flagged, TOO_LARGE, units) for units in found])
 
 
-class DigitSums(NamedTuple):
-    """Sums over rows.
+class Falls(NamedTuple):
+    """Where and by how much each row's loss falls.
 
     Fields:
-      fall: (slots * 2^bits,) int64, how much the loss falls at gaps with this digit.
-      base: () int64, the loss at lambda = 0.
-      first_bad: () int64, number of the first bad row; a number past the last row without one.
+      bin: K arrays (n,) int32, the bin of gaps to which an option's fall belongs, or a last one
+        that is left out.
+      fall: K arrays (n,) uint32.
+      base: (n,) uint32, the loss at lambda = 0.
+      bad: (n,) bool.
     """
 
-    fall: jax.Array
-    base: jax.Array
-    first_bad: jax.Array
+    bin: list[Any]
+    fall: list[Any]
+    base: Any
+    bad: Any
 
 
-def digit_sums(rows: Rows, start, stop, slot_of, limit, *, loss, scale, shift, bits, slots):
-    """`DigitSums` of a block whose first row has number `start`; rows from `stop` on are padding.
+class Costs(NamedTuple):
+    """What each option costs its row.
+
+    Fields:
+      gap: K arrays (n,) float32.
+      cost: K arrays (n,) uint32, in quanta.
+      unfit: (n,) bool, rows that no loss can be worked out for.
+    """
+
+    gap: list[Any]
+    cost: list[Any]
+    unfit: Any
+
+
+def costs(rows: Rows, *, loss: Loss, scale: float) -> Costs:
+    """The `Costs` of a block."""
+    at = prepared(rows, loss)
+    return Costs(at.gap, option_costs(at, scale), unfit_rows(rows, at))
+
+
+def falls(found: Costs, count, slot_of, limit, *, shift: int, bits: int, slots: int) -> Falls:
+    """The `Falls` of a block; rows from number `count` on are padding.
 
     A gap's bits are split as prefix | digit (`bits`) | rest (`shift`). `slot_of` (prefixes,) int32
     says which slot adds up a prefix; `slots` where none does. It is None when there is no prefix.
     """
-    at = prepared(rows, loss)
-    base = loss_at(at, np.float32(0), scale)
-    numbers = start + jnp.arange(base.shape[0])
-    live = numbers < stop
-    fall = jnp.zeros(slots << bits, jnp.int64)
-    for gap, value, before in zip(at.gap, at.value, best_before(at), strict=True):
-        drop = drop_of(at.target, before, value, scale)
+    base, fall = row_falls(found.gap, found.cost)
+    live = jnp.arange(base.shape[0]) < count
+    bins = []
+    for gap, units in zip(found.gap, fall, strict=True):
         key = jax.lax.bitcast_convert_type(gap, jnp.uint32)
         digit = ((key >> shift) & ((1 << bits) - 1)).astype(jnp.int32)
+        wanted = live & (units > 0)
         if slot_of is not None:
-            digit = (slot_of[key >> (shift + bits)] << bits) | digit
-        wanted = jnp.where(live & joins(gap, value, before), digit, slots << bits)
-        fall = fall.at[wanted].add(drop.astype(jnp.int64), mode="drop")
-    bad = live & bad_rows(rows, at, base, limit)
-    never = jnp.iinfo(jnp.int64).max
-    return DigitSums(
-        fall,
-        jnp.sum(jnp.where(live, base, 0).astype(jnp.int64)),
-        jnp.min(jnp.where(bad, numbers.astype(jnp.int64), never)),
-    )
+            slot = slot_of[key >> (shift + bits)]
+            digit = (slot << bits) | digit
+            wanted = wanted & (slot < slots)
+        bins.append(jnp.where(wanted, digit, slots << bits))
+    return Falls(bins, fall, jnp.where(live, base, 0), live & (found.unfit | (base > limit)))
 
 
-_DIGIT_STATIC = ("loss", "scale", "shift", "bits", "slots")
-digit_sums_of_block = jax.jit(digit_sums, static_argnames=_DIGIT_STATIC)
+class DigitSums(NamedTuple):
+    """Sums over rows.
 
-
-@functools.partial(jax.jit, static_argnames=(*_DIGIT_STATIC, "sharding"))
-def digit_sums_of_shards(rows: Rows, slot_of, limit, *, sharding: NamedSharding, **static):
-    """`DigitSums` of arrays whose rows are split over a mesh: each device adds up its own rows.
-
-    `sharding` is that of the score arrays; only rows may be split. Every device gets the result.
+    Fields:
+      fall: (slots * 2^bits,) int64, how much the loss falls in each bin of gaps.
+      base: () int64, the loss at lambda = 0.
+      first_bad: () int64, number of the first bad row; a number past the last row without one.
     """
+
+    fall: Any
+    base: Any
+    first_bad: Any
+
+
+def digit_sums(found: Falls, start, bins: int) -> DigitSums:
+    """Adds up the rows; the first has number `start`."""
+    sums = jnp.zeros(bins + 1, jnp.int64)
+    for where, fall in zip(found.bin, found.fall, strict=True):
+        sums = sums.at[where].add(fall.astype(jnp.int64), mode="promise_in_bounds")
+    numbers = start + jnp.arange(found.bad.shape[0], dtype=jnp.int64)
+    first_bad = jnp.min(jnp.where(found.bad, numbers, jnp.iinfo(jnp.int64).max))
+    return DigitSums(sums[:-1], jnp.sum(found.base.astype(jnp.int64)), first_bad)
+
+
+# Three programs: in one, XLA would work out costs and falls again for whatever uses them.
+_COSTS, _FALLS = ("loss", "scale"), ("shift", "bits", "slots")
+costs_of_block = jax.jit(costs, static_argnames=_COSTS)
+falls_of_block = jax.jit(falls, static_argnames=_FALLS)
+digit_sums_of_block = jax.jit(digit_sums, static_argnames="bins")
+
+
+@functools.partial(jax.jit, static_argnames=(*_COSTS, "sharding"))
+def costs_of_shards(rows: Rows, *, sharding: NamedSharding, **static) -> Costs:
+    """The `Costs` of arrays whose rows are split over a mesh, split in the same way."""
+    split = P(sharding.spec[0])
+    of_device = functools.partial(costs, **static)
+    return jax.shard_map(of_device, mesh=sharding.mesh, in_specs=(split,), out_specs=split)(rows)
+
+
+@functools.partial(jax.jit, static_argnames=(*_FALLS, "sharding"))
+def falls_of_shards(found: Costs, slot_of, limit, *, sharding: NamedSharding, **static) -> Falls:
+    """The `Falls` of costs that are split over a mesh, split in the same way."""
+    split = P(sharding.spec[0])
+
+    def of_device(mine: Costs, slot_of, limit):
+        return falls(mine, mine.unfit.shape[0], slot_of, limit, **static)
+
+    in_specs = (split, P(), P())
+    over_devices = jax.shard_map(of_device, mesh=sharding.mesh, in_specs=in_specs, out_specs=split)
+    return over_devices(found, slot_of, limit)
+
+
+@functools.partial(jax.jit, static_argnames=("bins", "sharding"))
+def digit_sums_of_shards(found: Falls, *, bins: int, sharding: NamedSharding) -> DigitSums:
+    """Each device adds up its own rows, then all devices add up theirs; each gets the result."""
     axes = sharding.spec[0]
 
-    def of_device(mine: Rows, slot_of, limit):
-        size = mine.primary.shape[0]
-        start = jax.lax.axis_index(axes) * size
-        sums = digit_sums(mine, start, start + size, slot_of, limit, **static)
+    def of_device(mine: Falls):
+        start = jax.lax.axis_index(axes) * mine.base.shape[0]
+        sums = digit_sums(mine, start, bins)
         fall, base = jax.lax.psum((sums.fall, sums.base), axes)
         return DigitSums(fall, base, jax.lax.pmin(sums.first_bad, axes))
 
-    specs = (_row_specs(rows, axes), None if slot_of is None else P(), P())
-    over_devices = jax.shard_map(of_device, mesh=sharding.mesh, in_specs=specs, out_specs=P())
-    return over_devices(rows, slot_of, limit)
+    over_devices = jax.shard_map(of_device, mesh=sharding.mesh, in_specs=(P(axes),), out_specs=P())
+    return over_devices(found)
 
 
 @functools.partial(jax.jit, static_argnames="sharding")
@@ -128,12 +186,10 @@ def row_of_shards(rows: Rows, number, *, sharding: NamedSharding) -> Rows:
 
         return jax.tree.map(one, mine)
 
-    specs = (_row_specs(rows, axes), P())
-    return jax.shard_map(of_device, mesh=sharding.mesh, in_specs=specs, out_specs=P())(rows, number)
-
-
-def _row_specs(rows: Rows, axes) -> Rows:
-    return Rows(*(None if a is None else P(axes, *[None] * (a.ndim - 1)) for a in rows))
+    over_devices = jax.shard_map(
+        of_device, mesh=sharding.mesh, in_specs=(P(axes), P()), out_specs=P()
+    )
+    return over_devices(rows, number)
 
 
 def threshold_by_bisection(rows: Rows, budget, *, loss: Loss, scale: float):

@@ -126,53 +126,48 @@ def loss_at(at: Prepared, threshold, scale) -> Any:
     return ceil_units(at.target, best_within(at, threshold), scale)
 
 
-def best_before(at: Prepared) -> list[Any]:
-    """K float32 arrays (n,): the best value among the options that join before option a; or -inf.
+def option_costs(at: Prepared, scale) -> list[Any]:
+    """K arrays (n,) uint32: the loss of a row that ends with option a, in quanta, rounded up."""
+    return [ceil_units(at.target, value, scale) for value in at.value]
 
-    Options join in the order of (gap, index): inside a run of equal gaps the drops then add up to
-    the drop of the run.
+
+def row_falls(gap: Sequence[Any], cost: Sequence[Any]) -> tuple[Any, list[Any]]:
+    """base (n,) uint32 and K arrays fall (n,) uint32: option a lowers its row's loss at gap_a.
+
+    With candidate set C a row loses the least of what its candidates cost. Options join in the
+    order of (gap, index), so inside a run of equal gaps the falls add up to that of the run;
+    options with gap 0 are in the base.
     """
-    pairwise = len(at.gap) <= PAIRWISE_OPTIONS
-    return (_best_before_pairwise if pairwise else _best_before_sorted)(at.gap, at.value)
+    xp = array_namespace(*cost)
+    at_zero = [xp.where(d == 0, c, TOO_LARGE) for d, c in zip(gap, cost, strict=True)]
+    pairwise = len(cost) <= PAIRWISE_OPTIONS
+    before = (_least_before_pairwise if pairwise else _least_before_sorted)(gap, cost)
+    falls = []
+    for d, c, least in zip(gap, cost, before, strict=True):
+        joins = (d > 0) & (d < np.float32(np.inf)) & (c < least)
+        falls.append(xp.where(joins, least - c, np.uint32(0)))
+    return functools.reduce(xp.minimum, at_zero), falls
 
 
-def joins(gap, value, before) -> Any:
-    """Whether an option lowers its row's loss when it joins; those with gap 0 are in the base."""
-    return (gap > 0) & (gap < np.float32(np.inf)) & (value > before)
-
-
-def drop_of(target, before, value, scale) -> Any:
-    """uint32: by how much an option that `joins` lowers the loss, in quanta."""
-    return ceil_units(target, before, scale) - ceil_units(target, value, scale)
-
-
-def _best_before_pairwise(gap: Sequence[Any], value: Sequence[Any]) -> list[Any]:
-    """The best value strictly before each option in the order of (gap, index); -inf without one."""
-    xp = array_namespace(*value)
-    low = -np.float32(np.inf)
+def _least_before_pairwise(gap: Sequence[Any], cost: Sequence[Any]) -> list[Any]:
+    """The least cost strictly before each option in the order of (gap, index)."""
+    xp = array_namespace(*cost)
     before = []
     for a in range(len(gap)):
-        best = xp.full_like(value[a], low)
+        least = xp.full_like(cost[a], TOO_LARGE)
         for b in range(len(gap)):
             if b != a:
                 earlier = gap[b] <= gap[a] if b < a else gap[b] < gap[a]
-                best = xp.maximum(best, xp.where(earlier, value[b], low))
-        before.append(best)
+                least = xp.minimum(least, xp.where(earlier, cost[b], TOO_LARGE))
+        before.append(least)
     return before
 
 
-def _best_before_sorted(gap: Sequence[Any], value: Sequence[Any]) -> list[Any]:
-    xp = array_namespace(*value)
+def _least_before_sorted(gap: Sequence[Any], cost: Sequence[Any]) -> list[Any]:
+    xp = array_namespace(*cost)
     order = xp.argsort(xp.stack(gap), axis=0, stable=True)
-    best = xp.take_along_axis(xp.stack(value), order, axis=0)
-    if xp is np:
-        best = np.maximum.accumulate(best, axis=0)
-    else:
-        from jax.lax import cummax
-
-        best = cummax(best, axis=0)
-    first = xp.full_like(best[:1], -np.float32(np.inf))
-    before = xp.concatenate([first, best[:-1]])
+    least = xp.minimum.accumulate(xp.take_along_axis(xp.stack(cost), order, axis=0), axis=0)
+    before = xp.concatenate([xp.full_like(least[:1], TOO_LARGE), least[:-1]])
     return list(xp.take_along_axis(before, xp.argsort(order, axis=0, stable=True), axis=0))
 
 
@@ -224,16 +219,14 @@ def curves_of(rows: Rows, loss: Loss, bound: Fraction, numbers=None) -> LossCurv
     quantum = loss_quantum(bound)
     bases, events = [], []
     for start, chunk in chunks(rows):
-        at, base = _checked(chunk, loss, bound, numbers[start : start + CHUNK_ROWS])
-        for gap, value, before in zip(at.gap, at.value, best_before(at), strict=True):
-            row = np.flatnonzero(joins(gap, value, before))
-            drop = drop_of(at.target[row], before[row], value[row], 1 / quantum)
-            events.append((gap[row], drop, row + start))
+        at, base, falls = _checked(chunk, loss, bound, numbers[start : start + CHUNK_ROWS])
+        for gap, fall in zip(at.gap, falls, strict=True):
+            row = np.flatnonzero(fall)
+            events.append((gap[row], fall[row], row + start))
         bases.append(base)
     base = np.concatenate(bases).astype(np.int64)
     gap, drop, row = (np.concatenate(part) for part in zip(*events, strict=True))
-    falls = drop > 0  # a better option may still cost the same number of whole quanta
-    return LossCurves(base, gap[falls], drop[falls].astype(np.int64), row[falls], quantum)
+    return LossCurves(base, gap, drop.astype(np.int64), row, quantum)
 
 
 def curves_from_steps(points, losses, *, bound: Fraction) -> tuple[LossCurves, bool]:
@@ -316,20 +309,20 @@ def chunks(rows: Rows, size: int = CHUNK_ROWS) -> Iterator[tuple[int, Rows]]:
         yield start, Rows(*(None if array is None else array[part] for array in rows))
 
 
-def bad_rows(rows: Rows, at: Prepared, base, limit) -> Any:
-    """(n,) bool: rows that `check_rows` would name. Pure, for compiled code."""
-    xp = array_namespace(base)
-    bad = base > limit
-    known, shown = xp.zeros_like(bad), xp.zeros_like(bad)
+def unfit_rows(rows: Rows, at: Prepared) -> Any:
+    """(n,) bool: rows that no loss can be worked out for. Pure, for compiled code."""
+    xp = array_namespace(at.target)
+    never = xp.zeros(at.target.shape, dtype=bool)
+    unfit, known, shown = never, never, never
     scores = zip(columns(rows.primary), columns(rows.guardian), strict=True)
     for a, (p, g) in enumerate(scores):
-        valid = xp.ones_like(bad) if at.valid is None else at.valid[a]
+        valid = ~never if at.valid is None else at.valid[a]
         wrong = ~(xp.isfinite(p) & xp.isfinite(g)) | (at.gap[a] == np.float32(np.inf))
-        bad = bad | (wrong & valid)
+        unfit = unfit | (wrong & valid)
         shown = shown | valid
         if rows.label is not None:
             known = known | ((rows.label == a) & valid)
-    return bad | ~shown if rows.label is None else bad | ~known
+    return unfit | ~shown if rows.label is None else unfit | ~known
 
 
 def loss_limit(bound: Fraction, quantum: float) -> np.uint32:
@@ -344,16 +337,16 @@ def check_rows(rows: Rows, loss: Loss, bound: Fraction, start: int = 0) -> None:
 
 
 def _checked(rows: Rows, loss: Loss, bound: Fraction, numbers: np.ndarray):
-    """`Prepared` rows and their base loss; DataError if one of them is bad."""
+    """`Prepared` rows and their `row_falls`; DataError if one of them is bad."""
     at = prepared(_by_option(rows), loss)
     quantum = loss_quantum(bound)
-    base = loss_at(at, np.float32(0), 1 / quantum)
-    bad = first_row(bad_rows(rows, at, base, loss_limit(bound, quantum)))
+    base, falls = row_falls(at.gap, option_costs(at, 1 / quantum))
+    bad = first_row(unfit_rows(rows, at) | (base > loss_limit(bound, quantum)))
     if bad is not None:
         reason = _reason(rows, np.stack(at.gap, axis=1), bad)
         reason = reason or _above_bound(at, bad, bound)
         raise DataError(f"row {numbers[bad]}{reason}", int(numbers[bad]))
-    return at, base
+    return at, base, falls
 
 
 def _by_option(rows: Rows) -> Rows:

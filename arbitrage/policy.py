@@ -126,7 +126,7 @@ class Policy:
             raise UsageError(f"alpha = {alpha} was not calibrated; this policy holds {known}")
         return np.float32(self.thresholds[self.alphas.index(wanted)])
 
-    def row_threshold(self, alpha: Number, group=None) -> np.ndarray:
+    def row_threshold(self, alpha: Number, group=None) -> np.ndarray | np.float32:
         """The threshold at one alpha: a scalar, or (N,) for a policy with groups.
 
         `group` is (N,) str, each row's group. Raises UsageError where the policy needs it.

@@ -18,8 +18,12 @@ from arbitrage.errors import DataError
 from arbitrage.kernels import (
     GAP_BITS,
     DigitSums,
+    costs_of_block,
+    costs_of_shards,
     digit_sums_of_block,
     digit_sums_of_shards,
+    falls_of_block,
+    falls_of_shards,
     row_of_shards,
 )
 from arbitrage.loss_curves import check_rows, loss_limit, loss_quantum
@@ -28,7 +32,7 @@ from arbitrage.rows import Rows
 from arbitrage.selection import Selection
 from arbitrage.sources import BLOCK_ROWS, HostRows, StreamRows, padded, pipelined, take
 
-FEW = 32  # up to so many budgets two passes with large tables; beyond, three with small ones
+FEW = 8  # up to so many budgets two passes with large tables; beyond, three with small ones
 TWO_PASSES, THREE_PASSES = (16, 15), (11, 10, 10)
 
 # (slot_of, shift, bits, slots) -> fall (slots, 2^bits) int64, loss at lambda = 0, number of rows
@@ -85,33 +89,25 @@ def block_pass(
     """
     quantum = loss_quantum(bound)
     limit = loss_limit(bound, quantum)
+    static = {"loss": loss, "scale": 1 / quantum}
     seen = [] if expected is None else [expected]
 
     def one_pass(slot_of, shift, bits, slots):
         def sums(start: int, block: Rows):
+            stop = start + len(block.primary)
+            size = {"shift": shift, "bits": bits, "slots": slots}
             with jax.enable_x64(True):
-                found = digit_sums_of_block(
-                    padded(block, BLOCK_ROWS),
-                    start,
-                    start + len(block.primary),
-                    slot_of,
-                    limit,
-                    loss=loss,
-                    scale=1 / quantum,
-                    shift=shift,
-                    bits=bits,
-                    slots=slots,
-                )
-                found = DigitSums(*(np.asarray(array) for array in found))
-            if found.first_bad < start + len(block.primary):
+                each = costs_of_block(padded(block, BLOCK_ROWS), **static)
+                each = falls_of_block(each, stop - start, slot_of, limit, **size)
+                found = as_numpy(digit_sums_of_block(each, start, bins=slots << bits))
+            if found.first_bad < stop:
                 check_rows(block, loss, bound, start)
-            return found, start + len(block.primary)
+            return found.fall, int(found.base), stop
 
         fall, base, n = np.zeros(slots << bits, dtype=np.int64), 0, 0
-        for found, stop in pipelined(sums, source.blocks()):
-            fall += found.fall
-            base += int(found.base)
-            n = stop
+        for block_fall, block_base, stop in pipelined(sums, source.blocks()):
+            fall += block_fall
+            base, n = base + block_base, stop
         if seen and seen[0] != n:
             raise DataError(f"the stream was said to have {seen[0]} rows and gave {n}")
         seen.append(n)
@@ -129,20 +125,28 @@ def device_pass(rows: Rows, loss: Loss, bound: Fraction) -> Pass:
     split = rows.primary.sharding.num_devices > 1
 
     def one_pass(slot_of, shift, bits, slots):
-        static_now = static | {"shift": shift, "bits": bits, "slots": slots}
+        size = {"shift": shift, "bits": bits, "slots": slots}
         with jax.enable_x64(True):
             if split:
-                found = digit_sums_of_shards(
-                    rows, slot_of, limit, sharding=rows.primary.sharding, **static_now
-                )
+                where = {"sharding": rows.primary.sharding}
+                each = costs_of_shards(rows, **where, **static)
+                each = falls_of_shards(each, slot_of, limit, **where, **size)
+                found = digit_sums_of_shards(each, bins=slots << bits, **where)
             else:
-                found = digit_sums_of_block(rows, 0, n, slot_of, limit, **static_now)
-            found = DigitSums(*(np.asarray(array) for array in found))
+                each = costs_of_block(rows, **static)
+                each = falls_of_block(each, n, slot_of, limit, **size)
+                found = digit_sums_of_block(each, 0, bins=slots << bits)
+            found = as_numpy(found)
         if found.first_bad < n:
             _raise_bad(rows, int(found.first_bad), loss, bound, split)
         return found.fall.reshape(slots, -1), int(found.base), n
 
     return one_pass
+
+
+def as_numpy(found: DigitSums) -> DigitSums:
+    """The sums in host memory."""
+    return DigitSums(*(np.asarray(array) for array in found))
 
 
 def _raise_bad(rows: Rows, row: int, loss: Loss, bound: Fraction, split: bool) -> None:

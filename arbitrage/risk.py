@@ -139,8 +139,9 @@ def calibrate_stream(
     from arbitrage.sources import StreamRows
 
     request = CalibrationRequest.of(alpha, bound, loss, control)
-    n = len(chunks) if hasattr(chunks, "__len__") and not isinstance(chunks, Sequence) else None
-    return request.search(StreamRows(chunks, loss), n)
+    # The length of a list is its number of chunks.
+    length = None if isinstance(chunks, Sequence) else getattr(chunks, "__len__", None)
+    return request.search(StreamRows(chunks, loss), length and length())
 
 
 def calibrate_steps(

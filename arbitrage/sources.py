@@ -89,8 +89,8 @@ def joined(parts: Sequence[Rows]) -> Rows:
 def _widened(rows: Rows, width: int) -> Rows:
     more = ((0, 0), (0, width - rows.primary.shape[1]))
     mask = np.ones(rows.primary.shape, dtype=bool) if rows.mask is None else rows.mask
-    scores = (np.pad(array, more) for array in (rows.primary, rows.guardian))
-    return Rows(*scores, np.pad(mask, more), rows.label)
+    primary, guardian = np.pad(rows.primary, more), np.pad(rows.guardian, more)
+    return Rows(primary, guardian, np.pad(mask, more), rows.label)
 
 
 def padded(rows: Rows, size: int) -> Rows:

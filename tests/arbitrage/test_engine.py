@@ -16,8 +16,15 @@ from problems import problems
 from arbitrage import DataError, InfeasibleWarning, UsageError
 from arbitrage.bounds import HoeffdingBentkus
 from arbitrage.kernels import threshold_by_bisection
-from arbitrage.loss_curves import SHORTFALL, curves_of, loss_quantum
-from arbitrage.losses import AbsoluteShortfall, Exceeds, FullMenuShortfall, GuardianCorrect
+from arbitrage.loss_curves import (
+    PAIRWISE_OPTIONS,
+    SHORTFALL,
+    curves_of,
+    loss_at,
+    loss_quantum,
+    prepared,
+)
+from arbitrage.losses import AbsoluteShortfall, Exceeds, FullMenuShortfall, GuardianCorrect, Loss
 from arbitrage.risk import calibrate, calibrate_stream
 from arbitrage.rows import Rows
 from arbitrage.selection import loss_budget, risk_steps, select
@@ -53,7 +60,7 @@ def some_rows(n: int, k: int = 4, *, ties: int = 0, seed: int = 0, masked: bool 
     return Rows(p, g, mask, np.broadcast_to(label, (n,)).astype(np.int32))
 
 
-def sorted_answer(rows: Rows, alphas, loss=SHORTFALL):
+def sorted_answer(rows: Rows, alphas, loss: Loss = SHORTFALL):
     bound = Fraction(1)
     steps = risk_steps(curves_of(rows, loss, bound))
     budgets = [loss_budget(Fraction(a), bound, steps.n, steps.quantum) for a in alphas]
@@ -67,13 +74,13 @@ def same(found, want) -> None:
     np.testing.assert_array_equal(found.empirical_risk, want.total * found.quantum / found.n)
 
 
-def run(rows: Rows, alphas, loss=SHORTFALL):
+def run(rows: Rows, alphas, loss: Loss = SHORTFALL):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", InfeasibleWarning)
         return calibrate(*rows[:2], mask=rows[2], label=rows[3], alpha=alphas, bound=1, loss=loss)
 
 
-def run_stream(chunks, alphas, loss=SHORTFALL):
+def run_stream(chunks, alphas, loss: Loss = SHORTFALL):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", InfeasibleWarning)
         return calibrate_stream(chunks, alpha=alphas, bound=1, loss=loss)
@@ -107,6 +114,17 @@ def test_memory_and_streams_equal_sorting(small_blocks, ties, masked, alphas):
     same(run(rows, alphas), want)
     same(run_stream(Sized(cut(rows, 700)), alphas), want)
     same(run_stream(lambda: cut(rows, 1000), alphas), want)
+
+
+def test_more_options_than_are_compared_in_pairs(small_blocks):
+    rows = some_rows(1100, PAIRWISE_OPTIONS + 3, ties=40, masked=True)
+    steps = risk_steps(curves_of(rows, SHORTFALL, Fraction(1)))
+    for lam in steps.thresholds[::50]:
+        losses = loss_at(prepared(rows, SHORTFALL), lam, 2.0**30)
+        at = np.searchsorted(steps.thresholds, lam)
+        assert losses.sum(dtype=np.int64) == steps.totals[at]
+    for alphas in (FEW, MANY):
+        same(run(rows, alphas), sorted_answer(rows, alphas))
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.name)

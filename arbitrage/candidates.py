@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from arbitrage.errors import UsageError
+
 # Smallest normal float32. XLA rounds smaller numbers to zero and NumPy does not, so both do here.
 TINY = np.float32(np.finfo(np.float32).tiny)
 
@@ -42,7 +44,10 @@ def columns(array) -> list[Any]:
     """The options of (..., K) as a list of K arrays.
 
     Row mathematics runs over such lists: XLA and NumPy vectorise over rows, not over a short K.
+    Raises UsageError without options.
     """
+    if not array.ndim or not array.shape[-1]:
+        raise UsageError(f"scores must have shape (..., K) with K >= 1, not {array.shape}")
     return [array[..., a] for a in range(array.shape[-1])]
 
 

@@ -1,4 +1,4 @@
-"""The `arbitrage` command: calibrate, evaluate, route.
+"""The `arbitrage` command: calibrate, evaluate, frontier, route.
 
 Exit status 0; 2 for bad usage, 1 for failed work, each with one line on stderr.
 """
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from arbitrage import commands, tables
+from arbitrage import commands, split_command, tables
 from arbitrage.errors import UsageError, run_cli
 from arbitrage.losses import LOSS_FORMS
 from arbitrage.policy import METHODS
@@ -83,11 +83,17 @@ def build_parser() -> argparse.ArgumentParser:
 
     evaluate = commands_.add_parser("evaluate", help="policy and held-out tables -> evaluation")
     evaluate.add_argument("policy", metavar="policy.json")
-    evaluate.add_argument("primary", metavar="PRIMARY.parquet")
-    evaluate.add_argument("guardian", metavar="GUARDIAN.parquet")
+    evaluate.add_argument("primary", metavar="PRIMARY")
+    evaluate.add_argument("guardian", metavar="GUARDIAN")
     evaluate.add_argument("--output", metavar="evaluation.json")
     evaluate.add_argument("--figures", metavar="DIR", help="folder for figures (SVG and PNG)")
     evaluate.set_defaults(run=_evaluate)
+
+    frontier = commands_.add_parser(
+        "frontier", help="score tables -> policies and baselines over many random splits"
+    )
+    split_command.add_arguments(frontier)
+    frontier.set_defaults(run=lambda options: split_command.run(options, _reading(options)))
 
     route = commands_.add_parser("route", help="policy and Primary table -> who answers each row")
     route.add_argument("policy", metavar="policy.json")
@@ -96,7 +102,7 @@ def build_parser() -> argparse.ArgumentParser:
     route.add_argument("--output", required=True, metavar="routes.parquet")
     route.set_defaults(run=_route)
 
-    for command in (calibrate, evaluate, route):
+    for command in (calibrate, evaluate, frontier, route):
         _add_reading(command)
         command.add_argument("--overwrite", action="store_true", help="replace existing outputs")
     return parser

@@ -31,6 +31,7 @@ from arbitrage.rows import Rows
 
 CHUNK_ROWS = 1 << 16
 MAX_ROWS = (1 << 31) - 1
+MAX_BOUND = 1 << 30
 # What a loss counts as when it does not fit 32 bits; it is above every bound.
 TOO_LARGE = np.uint32(0xFFFFFFFF)
 SHORTFALL = GuardianShortfall()
@@ -44,7 +45,7 @@ def loss_quantum(bound: Fraction) -> float:
     With at most 2^31 - 1 rows every sum fits 62 bits. Raises UsageError for a bound outside
     [2^-60, 2^30], where float32 scores could not be scaled exactly.
     """
-    if not Fraction(1, 2**60) <= bound <= 2**30:
+    if not Fraction(1, 2**60) <= bound <= MAX_BOUND:
         raise UsageError(
             f"bound must be a number from 2^-60 to 2^30, not {float(bound):g}: rescale the "
             "Guardian's scores"
@@ -375,10 +376,12 @@ def _reason(rows: Rows, gap: np.ndarray, row: int) -> str | None:
 
 
 def _above_bound(at: Prepared, row: int, bound: Fraction) -> str:
-    losses = at.target.astype(np.float64) - best_within(at, np.float32(0))
-    worst = math.ceil(float(losses.max()) * 1e6) / 1e6
+    with np.errstate(invalid="ignore"):  # other rows may be broken in other ways
+        losses = at.target.astype(np.float64) - best_within(at, np.float32(0))
+    worst = float(losses[np.isfinite(losses)].max())
+    enough = f"pass a bound of {math.ceil(worst * 1e6) / 1e6:g} or more (--bound), or "
     return (
         f": the Primary's choice costs {losses[row]:.9g} in the Guardian's score, more than the "
-        f"bound {float(bound):g}: pass a bound of {worst:g} or more (--bound), or rescale the "
-        "Guardian's scores"
+        f"bound {float(bound):g}: {enough if worst <= MAX_BOUND else ''}rescale the Guardian's "
+        "scores"
     )

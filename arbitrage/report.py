@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,21 +43,21 @@ def check_matplotlib() -> None:
         raise UsageError('figures need matplotlib: pip install "trinityx-jax[report]"') from error
 
 
-def _styled(draw: Callable[[Mapping[str, Any]], Any]):
+def styled(draw: Callable[[Mapping[str, Any]], Any]):
     """Draws inside our style: much of it is read when a text or a legend is made."""
 
     @functools.wraps(draw)
-    def styled(evaluation: Mapping[str, Any]):
+    def wrapper(evaluation: Mapping[str, Any]):
         check_matplotlib()
         from matplotlib import rc_context
 
         with rc_context(STYLE):
             return draw(evaluation)
 
-    return styled
+    return wrapper
 
 
-def _axes(title: str, x_label: str, y_label: str):
+def new_axes(title: str, x_label: str, y_label: str):
     """A new figure without pyplot, so that no window or global state is involved."""
     from matplotlib.figure import Figure
 
@@ -78,10 +78,10 @@ def _policies(evaluation: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], st
     ]
 
 
-@_styled
+@styled
 def risk_curve_figure(evaluation: Mapping[str, Any]):
     """Held-out risk against lambda as a staircase; per alpha its threshold and its budget line."""
-    figure, axes = _axes(
+    figure, axes = new_axes(
         f"Risk falls as more options stay open (n = {evaluation['overall']['n']} held-out rows)",
         "lambda (largest gap to the Primary's top score that stays a candidate)",
         "mean shortfall in the Guardian's score",
@@ -114,7 +114,7 @@ def risk_curve_figure(evaluation: Mapping[str, Any]):
     return figure
 
 
-@_styled
+@styled
 def frontier_figure(evaluation: Mapping[str, Any]):
     """Accuracy against Guardian rate: all lambdas, the calibrated ones, the random router's line.
 
@@ -128,7 +128,7 @@ def frontier_figure(evaluation: Mapping[str, Any]):
         "risk": "Risk removed by asking the Guardian",
     }[value]
     y_label = "accuracy" if value == "accuracy" else "mean shortfall in the Guardian's score"
-    figure, axes = _axes(
+    figure, axes = new_axes(
         f"{title} (n = {overall['n']} held-out rows)", "share of rows sent to the Guardian", y_label
     )
     ends = [overall["primary"][value], overall["guardian"][value]]
@@ -161,11 +161,11 @@ def frontier_figure(evaluation: Mapping[str, Any]):
     return figure
 
 
-@_styled
+@styled
 def risk_vs_alpha_figure(evaluation: Mapping[str, Any]):
     """Realised held-out risk, with two standard errors, against alpha; the diagonal is equality."""
     n = evaluation["overall"]["n"]
-    figure, axes = _axes(
+    figure, axes = new_axes(
         f"Realised risk against the risk asked for (n = {n} held-out rows)",
         "alpha (risk level asked for)",
         "mean shortfall in the Guardian's score",
@@ -207,29 +207,36 @@ FIGURES = {
 }
 
 
-def _paths(folder: str | os.PathLike) -> dict[str, list[Path]]:
-    return {name: [Path(folder) / f"{name}.{form}" for form in FORMATS] for name in FIGURES}
+def _paths(folder: str | os.PathLike, names: Iterable[str]) -> dict[str, list[Path]]:
+    return {name: [Path(folder) / f"{name}.{form}" for form in FORMATS] for name in names}
 
 
-def check_figures(folder: str | os.PathLike, overwrite: bool = False) -> None:
+def check_figures(
+    folder: str | os.PathLike, overwrite: bool = False, names: Iterable[str] = tuple(FIGURES)
+) -> None:
     """Fails at once where `write_figures` would fail after the work is done."""
     check_matplotlib()
-    for paths in _paths(folder).values():
+    for paths in _paths(folder, names).values():
         for path in paths:
             check_output(path, overwrite)
 
 
 def write_figures(
-    evaluation: Mapping[str, Any], folder: str | os.PathLike, *, overwrite: bool = False
+    evaluation: Mapping[str, Any],
+    folder: str | os.PathLike,
+    *,
+    overwrite: bool = False,
+    figures: Mapping[str, Callable[[Mapping[str, Any]], Any]] = FIGURES,
 ) -> list[Path]:
     """Writes every figure as SVG and PNG into `folder` and returns the paths."""
-    check_figures(folder, overwrite)
-    for name, paths in _paths(folder).items():
-        figure = FIGURES[name](evaluation)
+    check_figures(folder, overwrite, figures)
+    files = _paths(folder, figures)
+    for name, paths in files.items():
+        figure = figures[name](evaluation)
         for path in paths:
             with atomic_path(path, overwrite) as temporary:
                 save_figure(figure, temporary)
-    return [path for paths in _paths(folder).values() for path in paths]
+    return [path for paths in files.values() for path in paths]
 
 
 def save_figure(figure, path: Path) -> None:

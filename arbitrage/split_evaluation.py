@@ -27,8 +27,8 @@ from arbitrage.splits import random_splits, split_thresholds
 
 SCHEMA_VERSION = 1
 NOTE = (
-    "Means over splits of numbers on the test part; sd = over splits; mc_error = sd / sqrt(splits), "
-    "how far the mean over all splits of these rows may be; stderr = sampling error of the rows "
+    "Means over splits, on the test part; sd = over splits; mc_error = sd / sqrt(splits): how "
+    "far the mean over ALL splits of these rows may be; stderr = sampling error of the rows "
     "themselves at the median threshold; delta = accuracy minus that of a random router at equal "
     "cost. The policy always pays the Primary as well, the random router one model per question."
 )
@@ -111,7 +111,7 @@ def _header(data: Problem, values: SplitValues, costs: Costs, splits: int, seed:
         about = " Here a row is a cluster and its loss the mean of the cluster's losses."
     elif data.codes is not None:
         kind = "row, clusters kept together"
-    text = "No guarantee is claimed: rows of one cluster are dependent, so they are not exchangeable."
+    text = "No guarantee is claimed: rows of one cluster are dependent, hence not exchangeable."
     if kind != "row, clusters kept together":
         control, words = ExpectedRisk(), loss_by_name(data.loss).words
         feasible = np.isfinite(values.threshold["restricted"]).all(axis=0)

@@ -26,17 +26,18 @@ from arbitrage.baselines import Alone, cost_share
 
 
 def summary(values: np.ndarray, stderr: float | None = None) -> dict[str, float | None] | None:
-    """mean, sd (ddof 1), mc_error, p10 and p90 of (S,) values; None where they are not numbers."""
+    """mean, sd (ddof 1), mc_error, p10, median and p90 of (S,) values; None where they are not numbers."""
     if not np.isfinite(values).all():
         return None
     many = len(values) > 1
     sd = float(values.std(ddof=1)) if many else None
-    low, high = np.quantile(values, [0.1, 0.9])
+    low, median, high = np.quantile(values, [0.1, 0.5, 0.9])
     return {
         "mean": float(values.mean()),
         "sd": sd,
         "mc_error": None if sd is None else sd / math.sqrt(len(values)),
         "p10": float(low),
+        "median": float(median),
         "p90": float(high),
         "stderr": stderr,
     }

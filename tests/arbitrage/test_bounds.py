@@ -62,12 +62,14 @@ def slow_hoeffding_bentkus(total: Fraction, n: int, alpha: Fraction) -> float:
     return min(math.exp(-n * h), bentkus, 1.0)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 60), st.sampled_from(LEVELS), st.fractions(0, 1, max_denominator=50))
 def test_hoeffding_bentkus_equals_the_formula(n, alpha, mean):
     got = hoeffding_bentkus_p(float(mean), n, float(alpha))
     assert got == pytest.approx(slow_hoeffding_bentkus(mean * n, n, alpha), rel=1e-9)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 300), st.sampled_from(LEVELS), st.data())
 def test_binomial_equals_exact_sums(n, alpha, data):
     count = data.draw(st.integers(0, n))
@@ -153,6 +155,7 @@ def test_a_p_value_that_rounding_could_move_across_delta_is_refused():
     assert HoeffdingBentkus(0.501).budget(Fraction(1, 2), Fraction(1), 1, 1.0) == 0
 
 
+@settings(deadline=None)
 @given(st.sampled_from(LEVELS), st.sampled_from(["1", "3", "0.7"]), st.integers(1, 400))
 def test_budgets_in_small_quanta(alpha, bound, n):
     limit, quantum = Fraction(bound), 2.0**-30
@@ -212,6 +215,7 @@ def slow_wsr_capital(losses, alpha: float, delta: float) -> list[float]:
     return out
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.one_of(st.floats(0, 1), st.sampled_from([0.0, 0.5, 1.0])), min_size=1, max_size=30),
     st.floats(0.01, 0.99),

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arbitrage.bounds import hoeffding_bentkus_p, wsr_p
@@ -41,6 +41,7 @@ def slow_certify(p: list[float], delta: float, procedure: str, order: list[int])
     return rejected
 
 
+@settings(deadline=None)
 @given(P_VALUES, st.sampled_from([0.05, 0.1]), st.sampled_from(PROCEDURES), st.data())
 def test_procedures_equal_their_definitions(p, delta, procedure, data):
     order = None

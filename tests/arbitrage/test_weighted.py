@@ -198,7 +198,7 @@ def test_weights_correct_a_known_shift():
     rng, n, runs, alpha = np.random.default_rng(0), 60, 1500, Fraction(1, 10)
     later = 10 / 19
     ratio = np.array([(1 - later) / 0.9, later / 0.1])
-    guardian = np.tile(np.float32([0, 1]), (n, 1))
+    guardian = np.tile([0.0, 1.0], (n, 1))
     shifted, plain = np.zeros(runs), np.zeros(runs)
     for run in range(runs):
         kind = (rng.random(n) < 0.1).astype(int)

@@ -169,18 +169,20 @@ class _Search:
         low = np.array([one.low for one in wide], dtype=np.float32)
         high = np.array([one.high for one in wide], dtype=np.float32)
         quantum = loss_quantum(self.bound)
-        limit = loss_limit(self.bound, quantum)
+        units = float(loss_limit(self.bound, quantum))
+        rounded = np.float32(units)
+        limit = np.array([rounded, np.float32(units - rounded)]) * np.float32(quantum)
 
         def sums(start: int, block: Rows):
             m = len(block.primary)
             with jax.enable_x64(True):
-                units = losses_outside(
+                found = losses_outside(
                     padded(block, BLOCK_ROWS), points, low, high, limit,
                     loss=self.loss, scale=1 / quantum,
                 )  # fmt: skip
-            units = np.asarray(units)[:, :m]
-            flagged = np.flatnonzero(units[0] == TOO_LARGE)
-            total = units.sum(axis=1, dtype=np.uint64).astype(np.int64)
+            found = np.asarray(found)[:, :m]
+            flagged = np.flatnonzero(found[0] == TOO_LARGE)
+            total = found.sum(axis=1, dtype=np.uint64).astype(np.int64)
             return m, total - len(flagged) * int(TOO_LARGE), take(block, flagged), flagged + start
 
         total, kept, count, inside = np.zeros(len(points), np.int64), [], 0, 0

@@ -19,6 +19,7 @@ from arbitrage.loss_curves import (
     TOO_LARGE,
     best_within,
     ceil_units,
+    costs_more,
     loss_at,
     option_costs,
     prepared,
@@ -36,10 +37,11 @@ def losses_outside(rows: Rows, points, low, high, limit, *, loss: Loss, scale: f
     """(T, n) uint32: each row's loss at each of `points` (T,), or TOO_LARGE in all of them.
 
     TOO_LARGE marks rows that need a closer look: those whose loss falls within one of the brackets
-    (low_j, high_j], and bad ones. `limit` is the largest loss within the bound.
+    (low_j, high_j], and bad ones. `limit` is the bound as two float32 whose sum it is.
     """
     at = prepared(rows, loss)
-    flagged = unfit_rows(rows, at) | (loss_at(at, np.float32(0), scale) > limit)
+    flagged = unfit_rows(rows, at)
+    flagged = flagged | costs_more(at.target, best_within(at, np.float32(0)), limit)
     for j in range(low.shape[0]):
         flagged = flagged | (best_within(at, high[j]) > best_within(at, low[j]))
     found = [ceil_units(at.target, best_within(at, point), scale) for point in points]

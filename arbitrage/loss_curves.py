@@ -78,6 +78,13 @@ def ceil_units(high, low, scale) -> Any:
     return xp.where(high > low, units, np.uint32(0))
 
 
+def costs_more(high, low, limit) -> Any:
+    """Whether high - low > limit[0] + limit[1], exactly, for float32 arrays; true for NaN."""
+    difference, lost = exact_difference(high, low)
+    within = (difference < limit[0]) | ((difference == limit[0]) & (lost <= limit[1]))
+    return ~within
+
+
 def _low_word(xp, whole):
     """Modulo 2^32, for a whole |whole| < 2^55; beyond, unequal scores are too far apart anyway."""
     # Towards zero, so that the rest keeps to the bits that `whole` has.

@@ -19,7 +19,7 @@ from arbitrage.loss_curves import as_rows, check_shapes
 from arbitrage.losses import Loss
 from arbitrage.rows import Rows
 
-BLOCK_ROWS = 1 << 18
+BLOCK_ROWS = 1 << 17
 ALIGNMENT = 64  # bytes; XLA reads a NumPy array in place when it starts on such a boundary
 WORKERS = 2  # one block is prepared or finished in Python while XLA works on another
 Out = TypeVar("Out")

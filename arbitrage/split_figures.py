@@ -5,7 +5,7 @@ Needs matplotlib, which is loaded when a figure is drawn.
 
 from __future__ import annotations
 
-import math
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,7 +39,7 @@ def split_frontier_figure(evaluation: Mapping[str, Any]):
         band = evaluation["curves"][menu]
         cost, level = band["cost"]["mean"], band[value]
         axes.plot(cost, level["mean"], color=colour, lw=1.4)
-        axes.fill_between(cost, level["p10"], level["p90"], color=colour, alpha=0.15, lw=0)
+        axes.fill_between(cost, level["p10"], level["p90"], color=colour, alpha=0.13, lw=0)
         points = [entry for entry in _of_menu(evaluation, menu) if entry[value] and entry["cost"]]
         axes.plot(
             [entry["cost"]["mean"] for entry in points],
@@ -62,14 +62,14 @@ def split_risk_figure(evaluation: Mapping[str, Any]):
         "mean loss on the test part",
     )
     levels = evaluation["alphas"]
-    gap = min([b - a for a, b in zip(levels, levels[1:], strict=False)] or [levels[0]])
+    gap = min([abs(b - a) for a, b in itertools.pairwise(levels)] or [levels[0]])
     top = 0.0
     for side, (menu, (colour, marker)) in zip((-1, 1), MENU_LOOK.items(), strict=True):
         for at, entry in enumerate(_of_menu(evaluation, menu)):
             risk = entry["risk"]
             bars = [[risk["mean"] - risk["p10"]], [risk["p90"] - risk["mean"]]]
             axes.errorbar(
-                entry["alpha"] + side * abs(gap) * 0.06, risk["mean"], yerr=bars, fmt=marker,
+                entry["alpha"] + side * gap * 0.06, risk["mean"], yerr=bars, fmt=marker,
                 color=colour, ms=6, mec="white", mew=0.8, capsize=3, lw=1.2, zorder=3,
                 label=f"{menu} menu" if at == 0 else None,
             )  # fmt: skip
@@ -110,12 +110,13 @@ def set_size_figure(evaluation: Mapping[str, Any]):
 def group_threshold_figure(evaluation: Mapping[str, Any]):
     """The threshold each group alone would get, against the one of all rows together."""
     groups = sorted(evaluation["groups"].items(), key=lambda item: -item[1]["units"])
-    figure, axes = new_axes(
+    figure, axes = new_axes("", "threshold lambda", "")
+    # Group names make the axes narrow: the title starts at the figure's edge.
+    figure.suptitle(
         "Threshold of each group alone (marks: median split, bars: 10-90%)",
-        "threshold lambda",
-        "",
-    )
-    figure.set_size_inches(6.4, max(3.0, 1.6 + 0.28 * len(groups)))
+        x=0.01, ha="left", fontsize=11,
+    )  # fmt: skip
+    figure.set_size_inches(6.4, max(3.0, 1.6 + 0.26 * len(groups)))
     pooled = _of_menu(evaluation, "restricted")
     chosen = sorted({0, len(pooled) // 2, len(pooled) - 1})
     for order, at in enumerate(chosen):
@@ -134,9 +135,9 @@ def group_threshold_figure(evaluation: Mapping[str, Any]):
     axes.tick_params(axis="y", labelsize=8)
     axes.set_ylim(len(groups) - 0.5, -0.5)
     axes.set_xlim(left=min(0.0, *axes.get_xlim()))
-    axes.legend(
-        loc="upper center", bbox_to_anchor=(0.35, -0.16 - 0.5 / math.sqrt(len(groups) + 1)),
-        ncols=3, title="dashed: all rows together; no mark: always deferred", alignment="left",
+    figure.legend(
+        loc="outside lower center", ncols=3, alignment="left",
+        title="dashed: all rows together; no mark: always deferred",
     )  # fmt: skip
     return figure
 

@@ -26,7 +26,7 @@ from arbitrage.baselines import Alone, cost_share
 
 
 def summary(values: np.ndarray, stderr: float | None = None) -> dict[str, float | None] | None:
-    """mean, sd (ddof 1), mc_error, p10, median and p90 of (S,) values; None where they are not numbers."""
+    """mean, sd (ddof 1), mc_error, p10, median, p90 of (S,) values; None if not all are numbers."""
     if not np.isfinite(values).all():
         return None
     many = len(values) > 1

@@ -5,7 +5,7 @@
 for a new row of weight w (conformal risk control, arXiv 2208.02814, Prop. 2). Weights are turned
 into whole numbers of 2^-30 of the largest: rounded UP where they multiply a loss and DOWN in
 alpha (W + w), so that the sums are exact integers, the same for any order of the rows, and never on
-the unsafe side. Letters: N rows, M events, J steps, A levels, T new rows.
+the unsafe side. Letters: N rows, M events, A levels, T new rows.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from arbitrage.selection import Levels, Number
 WEIGHT_DIGITS = 30
 # Products of a weight and a loss are below 2^62; their sums are held as two halves of 31 bits.
 HALF = 31
+REST = (1 << HALF) - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +58,7 @@ def weighted_thresholds(
       bound: B, exact.
 
     If all weights are equal it is the unweighted threshold. See `covariate_shift_words` for the
-    guarantee. Time O(M log M + T' log J) for T' different test weights.
+    guarantee. Time O(M log M + T' log M) for T' different test weights.
 
     Raises UsageError for shapes and bad test weights, DataError naming the first row with a bad
     weight.
@@ -214,25 +215,22 @@ def _whole_weights(values: np.ndarray, largest: float, digits: int):
 
 
 def _weighted_steps(curves: LossCurves, weight: np.ndarray):
-    """sum_i w_i L_i as a step function: gap (J,) float32, first 0, and its two halves (J,) int64.
+    """sum_i w_i L_i after each event: gap (M + 1,) float32, first 0, and two halves, int64.
 
-    The sum at a step is high * 2^31 + low; both halves are below 2^62 for fewer than 2^31 events.
+    The sum is high * 2^31 + low; both halves are below 2^62 for fewer than 2^31 events. Inside a
+    run of equal gaps the sum is that of no lambda, but the first event whose sum is small enough
+    has the right gap all the same.
     """
     order = np.argsort(curves.gap)
-    gap = curves.gap[order]
     removed = weight[curves.row[order]] * curves.drop[order]
     start = _exact_sum(weight * curves.base)
-    ends = np.nonzero(np.append(gap[1:] != gap[:-1], True))[0] if len(gap) else np.array([], int)
-    low = np.cumsum(removed & ((1 << HALF) - 1))[ends]
-    high = np.cumsum(removed >> HALF)[ends]
     return (
-        np.concatenate([np.zeros(1, np.float32), gap[ends]]),
-        np.concatenate([[start >> HALF], (start >> HALF) - high]),
-        np.concatenate([[start & ((1 << HALF) - 1)], (start & ((1 << HALF) - 1)) - low]),
+        np.concatenate([np.zeros(1, np.float32), curves.gap[order]]),
+        np.append(start >> HALF, (start >> HALF) - np.cumsum(removed >> HALF)),
+        np.append(start & REST, (start & REST) - np.cumsum(removed & REST)),
     )
 
 
 def _exact_sum(values: np.ndarray) -> int:
     """Sum of int64 values in [0, 2^62) without overflow."""
-    low, high = values & ((1 << HALF) - 1), values >> HALF
-    return (int(high.sum()) << HALF) + int(low.sum())
+    return (int((values >> HALF).sum()) << HALF) + int((values & REST).sum())

@@ -65,6 +65,21 @@ def test_one_alpha_gives_scalars_and_the_chunk_size_changes_nothing(monkeypatch)
     np.testing.assert_array_equal(again.empirical_risk, many.empirical_risk)
 
 
+def test_the_scan_stops_at_the_first_failure(monkeypatch):
+    """A test that passes again further down, in the same block of lambdas or in a later one."""
+    p = np.stack([np.ones(100), 1 - np.arange(1, 101) / 100], axis=1)
+    g = np.tile([0.0, 1.0], (100, 1))
+    for low, high, want in [(0.1, 0.2, 0.9), (0.5, 0.6, 0.5), (0.0, 0.05, 1.0)]:
+
+        def passes(losses, alpha, delta, low=low, high=high):
+            mean = losses.mean(axis=0)
+            return (mean <= low + 1e-6) | (mean > high)
+
+        monkeypatch.setattr(betting, "wsr_passes", passes)
+        found = calibrate_betting(p, g, alpha=[0.1, 0.2], bound=1, lambdas=np.arange(41) / 40)
+        np.testing.assert_array_equal(found.threshold, f32([want, want]))
+
+
 def test_empirical_risk_is_the_mean_loss_at_the_threshold():
     p, g = scores(300)
     mask = np.ones(p.shape, dtype=bool)

@@ -101,6 +101,17 @@ def test_no_loss_has_the_probability_of_no_loss_and_much_loss_has_one():
         assert hoeffding_bentkus_p(1.0, n, alpha) == binomial_p(n, n, alpha) == 1.0
 
 
+def test_a_mean_of_whole_losses_is_not_counted_one_too_many():
+    """n * (k / n) is above k in floats for some n and k; ceil must not take it to k + 1."""
+    n = np.arange(1, 400)[:, None]
+    count = np.minimum(np.arange(40), n)
+    assert (n * (count / n) > count).any()
+    bentkus = np.minimum(1, math.e * binomial_p(count, n, 0.3))
+    assert (hoeffding_bentkus_p(count / n, n, 0.3) <= bentkus * (1 + 1e-9)).all()
+    sharp = hoeffding_bentkus_p(count / n, n, 0.3) >= bentkus * (1 - 1e-9)
+    assert sharp.sum() > 100  # Bentkus decides in many of these
+
+
 def test_p_values_broadcast_and_do_not_fall_with_the_loss():
     means = np.linspace(0, 1, 201)
     p = hoeffding_bentkus_p(means[:, None, None], [[20], [300]], [0.1, 0.5])

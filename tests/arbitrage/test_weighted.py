@@ -17,6 +17,7 @@ from arbitrage.errors import DataError, UsageError
 from arbitrage.loss_curves import LossCurves, loss_curves
 from arbitrage.selection import risk_steps, select
 from arbitrage.weighted import (
+    _whole_weights,
     covariate_shift_words,
     non_exchangeable_thresholds,
     non_exchangeable_words,
@@ -72,24 +73,45 @@ def test_whole_weights_equal_brute_force(problem, data):
 @settings(max_examples=60, deadline=None)
 @given(problems(max_rows=10), st.integers(0, 2**32 - 1))
 def test_any_weights_equal_brute_force_on_rounded_weights(problem, seed):
+    """At levels where a sum just meets its budget, and at the same levels less 2^-100."""
     p, g, mask = problem
     rng = np.random.default_rng(seed)
     weights = rng.exponential(size=len(p)) * rng.choice([1.0, 1e-12], len(p), p=[0.9, 0.1])
     test = float(rng.exponential())
     unit = Fraction(weights.max()) / 2**30
-    exact = [Fraction(w) for w in weights]
+    exact, true = [Fraction(w) for w in weights], Fraction(test)
     up, down = ([round_(w / unit) * unit for w in exact] for round_ in (math.ceil, math.floor))
-    test_up, test_down = (
-        round_(Fraction(test) / unit) * unit for round_ in (math.ceil, math.floor)
-    )
-    found = weighted_thresholds(loss_curves(p, g, bound=ONE, mask=mask), weights, test, ALPHAS, ONE)
-    assert found.threshold.shape == (len(ALPHAS),)
-    for row, alpha in enumerate(ALPHAS):
+    test_up, test_down = (round_(true / unit) * unit for round_ in (math.ceil, math.floor))
+    edges = list(ALPHAS)
+    for lam in oracle.breakpoints(p, mask):
+        losses = [oracle.row_loss(*row, lam) for row in zip(p, g, mask, strict=True)]
+        total = sum((w * loss for w, loss in zip(up, losses, strict=True)), test_up)
+        edge = total / (sum(down) + test_down)
+        edges += [edge, edge - Fraction(1, 2**100)] if edge < 1 else []
+    curves = loss_curves(p, g, bound=ONE, mask=mask)
+    found = weighted_thresholds(curves, weights, test, edges, ONE)
+    assert found.threshold.shape == (len(edges),)
+    for row, alpha in enumerate(edges):
         want = slow_threshold(p, g, mask, up, down, test_up, test_down, alpha)
         assert float(found.threshold[row]) == want
         # Rounding is on the safe side of the exact weights.
-        true = Fraction(test)
         assert want >= slow_threshold(p, g, mask, exact, exact, true, true, alpha)
+
+
+def test_weights_next_to_whole_numbers_are_rounded_exactly():
+    """The float division alone gets some of these wrong."""
+    rng, digits = np.random.default_rng(0), 30
+    wrong = 0
+    for largest in (1.0, 0.7, 3.0, 1e-3, 7e8):
+        whole = rng.integers(0, 2**digits, 500) / 2**digits * largest
+        values = np.concatenate([whole, np.nextafter(whole, largest), np.nextafter(whole, 0)])
+        values = np.append(values, [0.0, largest, 5e-324])
+        down, up = _whole_weights(values, largest, digits)
+        exact = [Fraction(value) / Fraction(largest) * 2**digits for value in values.tolist()]
+        assert down.tolist() == [math.floor(share) for share in exact]
+        assert up.tolist() == [math.ceil(share) for share in exact]
+        wrong += (np.ceil(values / largest * 2.0**digits) != up).sum()
+    assert wrong > 0
 
 
 @settings(max_examples=60, deadline=None)

@@ -1,4 +1,4 @@
-"""The `arbitrage` command: calibrate, evaluate, frontier, route.
+"""The `arbitrage` command: calibrate, evaluate, frontier, route, certify, online.
 
 Exit status 0; 2 for bad usage, 1 for failed work, each with one line on stderr.
 """
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from arbitrage import commands, split_command, tables
+from arbitrage import certify_command, commands, online_command, split_command, tables
 from arbitrage.errors import UsageError, run_cli
 from arbitrage.losses import LOSS_FORMS
 from arbitrage.policy import METHODS
@@ -92,8 +92,12 @@ def build_parser() -> argparse.ArgumentParser:
     frontier = commands_.add_parser(
         "frontier", help="score tables -> policies and baselines over many random splits"
     )
-    split_command.add_arguments(frontier)
-    frontier.set_defaults(run=lambda options: split_command.run(options, _reading(options)))
+    certify = commands_.add_parser("certify", help="losses of fixed settings -> which are safe")
+    online = commands_.add_parser("online", help="score tables -> thresholds that follow the rows")
+    parts = ((split_command, frontier), (certify_command, certify), (online_command, online))
+    for command, arguments in parts:
+        command.add_arguments(arguments)
+        arguments.set_defaults(run=lambda given, run=command.run: run(given, _reading(given)))
 
     route = commands_.add_parser("route", help="policy and Primary table -> who answers each row")
     route.add_argument("policy", metavar="policy.json")
@@ -102,7 +106,7 @@ def build_parser() -> argparse.ArgumentParser:
     route.add_argument("--output", required=True, metavar="routes.parquet")
     route.set_defaults(run=_route)
 
-    for command in (calibrate, evaluate, frontier, route):
+    for command in (calibrate, evaluate, frontier, route, certify, online):
         _add_reading(command)
         command.add_argument("--overwrite", action="store_true", help="replace existing outputs")
     return parser

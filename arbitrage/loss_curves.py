@@ -59,23 +59,21 @@ def loss_quantum(bound: Fraction) -> float:
 def ceil_units(high, low, scale) -> Any:
     """ceil((high - low) * scale) as uint32, exactly, for float32 arrays; 0 where low >= high.
 
-    `scale` is a power of two, so the products are exact. Whole parts are subtracted modulo 2^32
-    and what rounding takes from the fractions is recovered, so that no 64-bit number is involved.
-    What does not fit becomes `TOO_LARGE`.
+    `scale` is a power of two, so the products are exact; what rounding takes from their difference
+    is recovered, so that no 64-bit number is involved. What does not fit becomes `TOO_LARGE`.
     """
     xp = array_namespace(high, low)
     scale = np.float32(scale)
     with np.errstate(over="ignore", invalid="ignore"):
-        a, b = high * scale, low * scale
-        whole_a, whole_b = xp.trunc(a), xp.trunc(b)
-        rest, lost = exact_difference(a - whole_a, b - whole_b)
-        up = xp.ceil(rest)
-        up = up + ((up == rest) & (lost > 0)).astype(np.float32)
-        units = _low_word(xp, whole_a) - _low_word(xp, whole_b)
-        units = units + up.astype(np.int32).astype(np.uint32)
+        difference, lost = exact_difference(high * scale, low * scale)
+        whole = xp.ceil(difference)
+        # Rounding moves a number by less than its distance to the next whole one, if it is not one.
+        more = xp.where(whole == difference, xp.ceil(lost), np.float32(0))
+        units = whole.astype(np.uint32) + more.astype(np.int32).astype(np.uint32)
         # The rounded difference is good enough to tell 2^31 from 2^32; NaN counts as too large.
-        units = xp.where((a - b) < np.float32(3 * 2**30), units, TOO_LARGE)
-    return xp.where(high > low, units, np.uint32(0))
+        units = xp.where(difference < np.float32(3 * 2**30), units, TOO_LARGE)
+    # At least 1, also where XLA has rounded the difference of two tiny numbers to zero.
+    return xp.where(high > low, xp.maximum(units, np.uint32(1)), np.uint32(0))
 
 
 def costs_more(high, low, limit) -> Any:
@@ -83,14 +81,6 @@ def costs_more(high, low, limit) -> Any:
     difference, lost = exact_difference(high, low)
     within = (difference < limit[0]) | ((difference == limit[0]) & (lost <= limit[1]))
     return ~within
-
-
-def _low_word(xp, whole):
-    """Modulo 2^32, for a whole |whole| < 2^55; beyond, unequal scores are too far apart anyway."""
-    # Towards zero, so that the rest keeps to the bits that `whole` has.
-    rest = whole - xp.trunc(whole * np.float32(2.0**-32)) * np.float32(2.0**32)
-    size = xp.abs(rest).astype(np.uint32)
-    return xp.where(rest < 0, np.uint32(0) - size, size)
 
 
 class Prepared(NamedTuple):

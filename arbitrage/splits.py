@@ -22,7 +22,8 @@ from arbitrage.loss_curves import LossCurves
 from arbitrage.selection import Levels, Number, exact_alphas, exact_number, loss_budget
 
 STRETCH = 128  # events whose masked drops are first added up together
-BLOCK_EVENTS = 1 << 17  # events times splits that are worked on at a time: stays in cache
+CHUNK_EVENTS = 1 << 13  # a multiple of STRETCH: events that are worked on at a time
+BLOCK_SPLITS = 8  # splits that are worked on at a time
 
 
 def calibration_size(n_units: int, *, size: int | None = None, fraction: Number = 0.5) -> int:
@@ -82,8 +83,12 @@ def _random_subset(n: int, size: int, stream: np.random.SFC64) -> np.ndarray:
     right. Given its size a set of coins is uniform, and flipping at random keeps it so; there are
     only about sqrt(n) to flip, which is much cheaper than ordering n keys.
     """
-    coins = stream.random_raw(-(-n // 8)).astype("<u8", copy=False).view(np.uint8)[:n]
-    member = coins < round(256 * size / n)
+    if round(256 * size / n) == 128:
+        bits = stream.random_raw(-(-n // 64)).astype("<u8", copy=False).view(np.uint8)
+        member = np.unpackbits(bits)[:n].view(bool)
+    else:
+        bits = stream.random_raw(-(-n // 8)).astype("<u8", copy=False).view(np.uint8)
+        member = bits[:n] < round(256 * size / n)
     while excess := int(np.count_nonzero(member)) - size:
         state, pool = excess > 0, (size + excess if excess > 0 else n - size - excess)
         draws = stream.random_raw(16 + 2 * abs(excess) * n // pool) % np.uint64(n)
@@ -195,46 +200,69 @@ def thresholds_within(
     """
     threshold = np.empty(budget.shape, dtype=np.float32)
     total = np.empty(budget.shape, dtype=np.int64)
-    step = max(1, BLOCK_EVENTS // len(events.drop))
-    for start in range(0, len(budget), step):
-        rows = slice(start, start + step)
+    for start in range(0, len(budget), BLOCK_SPLITS):
+        rows = slice(start, start + BLOCK_SPLITS)
         threshold[rows], total[rows] = _block_thresholds(events, membership[rows], budget[rows])
     return threshold, total
 
 
 def _block_thresholds(events: SortedEvents, member: np.ndarray, budget: np.ndarray):
     splits = np.arange(len(member))[:, None]
-    removed = np.take(member, events.row, axis=1).astype(np.int64)
-    removed *= events.drop
-    removed = removed.reshape(len(member), -1, STRETCH)
     # before[:, j]: what the stretches before stretch j remove.
-    before = np.zeros((len(member), removed.shape[1] + 1), dtype=np.int64)
-    np.cumsum(removed.sum(axis=2), axis=1, out=before[:, 1:])
+    before = np.zeros((len(member), len(events.drop) // STRETCH + 1), dtype=np.int64)
+    np.cumsum(_stretch_sums(events, member), axis=1, out=before[:, 1:])
     at_infinity = np.zeros(len(member), dtype=np.int64)
     if events.floor is not None:
         at_infinity = np.array([events.floor[one].sum() for one in member])
     at_zero = before[:, -1] + at_infinity
+    if not len(events.gap):
+        never = budget < at_infinity[:, None]
+        flat = np.broadcast_to(at_zero[:, None], budget.shape)
+        return np.where(never, np.float32(np.inf), np.float32(0)), flat
     need = at_zero[:, None] - budget
     inside = np.clip(need, 1, np.maximum(before[:, -1:], 1))
     stretch = np.array(
         [np.searchsorted(row[1:-1], wanted) for row, wanted in zip(before, inside, strict=True)]
     )
-    within = np.cumsum(removed[splits, stretch], axis=2) + before[splits, stretch][..., None]
+    within = np.cumsum(_of_stretches(events, member, stretch), axis=2)
+    within += before[splits, stretch][..., None]
     # The first event that reaches the need: its gap is the threshold even inside a tied run.
     event = stretch * STRETCH + (within < inside[..., None]).sum(axis=2)
-    if not len(events.gap):
-        gap, gone = np.zeros(budget.shape, np.float32), np.zeros(budget.shape, np.int64)
-    else:
-        event = np.minimum(event, len(events.gap) - 1)
-        gap = events.gap[event]
-        # The loss sum at that gap counts the whole run of equal gaps.
-        end = events.run_end[event]
-        part = removed[splits, end // STRETCH] * (np.arange(STRETCH) <= (end % STRETCH)[..., None])
-        gone = before[splits, end // STRETCH] + part.sum(axis=2)
+    event = np.minimum(event, len(events.gap) - 1)
+    # The loss sum at that gap counts the whole run of equal gaps.
+    end = events.run_end[event]
+    part = _of_stretches(events, member, end // STRETCH)
+    part *= np.arange(STRETCH) <= (end % STRETCH)[..., None]
+    gone = before[splits, end // STRETCH] + part.sum(axis=2)
     none, never = need <= 0, budget < at_infinity[:, None]
-    threshold = np.where(none, np.float32(0), np.where(never, np.float32(np.inf), gap))
+    gap = np.where(never, np.float32(np.inf), events.gap[event])
     total = at_zero[:, None] - np.where(none, 0, np.where(never, before[:, -1:], gone))
-    return threshold, total
+    return np.where(none, np.float32(0), gap), total
+
+
+def _stretch_sums(events: SortedEvents, member: np.ndarray) -> np.ndarray:
+    """(b, M' / STRETCH) int64: what each stretch of events removes from the members' losses."""
+    count, size = len(member), min(CHUNK_EVENTS, len(events.drop))
+    sums = np.empty((count, len(events.drop) // STRETCH), dtype=np.int64)
+    inside, removed = np.empty((count, size), dtype=bool), np.empty((count, size), dtype=np.int64)
+    # In chunks, so that what is written is still in cache when it is read.
+    for start in range(0, len(events.drop), size):
+        part = slice(start, min(start + size, len(events.drop)))
+        width = part.stop - start
+        taken, drops = inside[:, :width], removed[:, :width]
+        np.take(member, events.row[part], axis=1, out=taken, mode="clip")
+        drops[...] = taken
+        drops *= events.drop[part]
+        into = sums[:, start // STRETCH : part.stop // STRETCH]
+        drops.reshape(count, -1, STRETCH).sum(axis=2, out=into)
+    return sums
+
+
+def _of_stretches(events: SortedEvents, member: np.ndarray, stretch: np.ndarray) -> np.ndarray:
+    """(b, A, STRETCH) int64: what each event of stretch (b, A) removes."""
+    event = stretch[..., None] * STRETCH + np.arange(STRETCH)
+    inside = member[np.arange(len(member))[:, None, None], events.row[event]]
+    return inside * events.drop[event]
 
 
 def map_splits(

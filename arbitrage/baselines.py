@@ -33,9 +33,11 @@ def cost_share(cost, primary_cost, guardian_cost) -> np.ndarray:
 
     NaN where the two models cost the same, since the line has no slope there.
     """
-    with np.errstate(invalid="ignore", divide="ignore"):
-        share = (cost - primary_cost) / (guardian_cost - primary_cost)
-    return np.where(np.isfinite(share), np.clip(share, 0.0, 1.0), np.nan)
+    step = np.asarray(guardian_cost) - np.asarray(primary_cost)
+    # Sums of equal costs may differ by rounding.
+    level = np.abs(step) <= 1e-12 * np.maximum(np.abs(guardian_cost), np.abs(primary_cost))
+    share = (np.asarray(cost) - primary_cost) / np.where(level, 1.0, step)
+    return np.where(level, np.nan, np.clip(share, 0.0, 1.0))
 
 
 @dataclass(frozen=True, eq=False)

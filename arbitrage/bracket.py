@@ -30,10 +30,11 @@ from arbitrage.loss_curves import (
 from arbitrage.losses import Loss
 from arbitrage.rows import Rows
 from arbitrage.selection import RiskSteps, Selection, risk_steps, select
-from arbitrage.sources import BLOCK_ROWS, HostRows, StreamRows, joined, padded, pipelined, take
+from arbitrage.sources import BLOCK_ROWS, HostRows, StreamRows, joined, padded, take
+from arbitrage.threads import pipelined
 
 SORT_ROWS = 1 << 14  # up to so many rows sorting is cheaper
-STEP = 17  # every 17th row is a sample; a prime, so that no short period in the row order fits it
+RUN, STEP = 16, 17  # a sample is 16 rows in a row, out of every 16 * 17: whole cache lines
 SPREAD_ROWS = 1 << 12  # rows that tell how much losses vary
 DEVIATIONS = 3.0  # a bracket leaves room for so many standard errors of a sample on each side
 TIED_STEPS = 4  # so few steps in a sample, each the fall of many rows, are tested one by one
@@ -85,10 +86,18 @@ def select_by_bracket(
     """
     search = _Search(loss, bound)
     if isinstance(source, HostRows):
-        stretches = [search.stretch(source.rows, budget, budget) for budget in budgets]
+        spreads = [search.deviation(source.rows, budget / n) for budget in budgets]
+        stretches = [
+            search.stretch(source.rows, budget, budget, spread)
+            for budget, spread in zip(budgets, spreads, strict=True)
+        ]
     else:
         _, sample = next(source.blocks())
-        brackets = [search.bracket(sample, n, budget, budget) for budget in budgets]
+        spreads = [search.deviation(sample, budget / n) for budget in budgets]
+        brackets = [
+            search.bracket(sample, n, budget, budget, spread)
+            for budget, spread in zip(budgets, spreads, strict=True)
+        ]
         if None in brackets:
             return None
         stretches = search.measure(source, n, [b for b in brackets if b is not None])
@@ -106,21 +115,25 @@ class _Search:
     loss: Loss
     bound: Fraction
 
-    def stretch(self, rows: Rows, most: int, least: int) -> Stretch | None:
-        """The steps of `rows` from the threshold of `most` to that of `least`, most >= least."""
+    def stretch(self, rows: Rows, most: int, least: int, spread: float) -> Stretch | None:
+        """The steps of `rows` from the threshold of `most` to that of `least`, most >= least.
+
+        `spread` is about the standard deviation of a row's loss there, in quanta.
+        """
         n = len(rows.primary)
         if n <= SORT_ROWS:
             steps = risk_steps(curves_of(rows, self.loss, self.bound))
             return Stretch(steps, np.append(NEVER, steps.totals[:-1]), True)
-        bracket = self.bracket(take(rows, slice(None, None, STEP)), n, most, least)
+        bracket = self.bracket(_sample(rows), n, most, least, spread)
         return bracket and self.measure(HostRows(rows), n, [bracket])[0]
 
-    def bracket(self, sample: Rows, n: int, most: int, least: int) -> Bracket | None:
+    def bracket(self, sample: Rows, n: int, most: int, least: int, spread: float) -> Bracket | None:
         """Where a sample expects the thresholds of two budgets for n rows."""
         m, unit = len(sample.primary), float(self.bound) / loss_quantum(self.bound)
-        slack = DEVIATIONS * self._deviation(sample, most / n) * math.sqrt(m)
+        # At least as if one more row had the largest loss: a small sample may have seen none.
+        slack = DEVIATIONS * max(spread * math.sqrt(m), unit)
         most_m, least_m = math.ceil(most / n * m + slack), math.floor(least / n * m - slack)
-        found = self.stretch(sample, most_m, least_m)
+        found = self.stretch(sample, most_m, least_m, spread)
         if found is None or not (found.covers(most_m) and found.covers(least_m)):
             return None
         thresholds, totals = found.steps.thresholds, found.steps.totals
@@ -135,15 +148,12 @@ class _Search:
         tied = len(seen) <= TIED_STEPS and fall > TIED_STEPS * len(seen) * unit
         return Bracket(low, seen[-1], tuple(seen) if tied else ())
 
-    def _deviation(self, rows: Rows, mean: float) -> float:
+    def deviation(self, rows: Rows, mean: float) -> float:
         """About the standard deviation of a row's loss where the mean is `mean`, in quanta."""
         few = take(rows, slice(None, None, -(-len(rows.primary) // SPREAD_ROWS)))
         steps = risk_steps(curves_of(few, self.loss, self.bound))
         threshold = select(steps, [int(mean * steps.n)]).threshold
-        losses = loss_at(prepared(few, self.loss), threshold, 1 / steps.quantum)
-        # At least as if one more row had the largest loss: a small sample may have seen none.
-        largest = float(self.bound) / loss_quantum(self.bound)
-        return max(float(losses.std()), largest / math.sqrt(len(losses)))
+        return float(loss_at(prepared(few, self.loss), threshold, 1 / steps.quantum).std())
 
     def measure(
         self, source: HostRows | StreamRows, n: int, brackets: Sequence[Bracket]
@@ -195,6 +205,16 @@ class _Search:
             raise DataError(f"the stream was said to have {n} rows and gave {count}")
         rows = joined([rows for rows, _ in kept])
         return total, rows, np.concatenate([numbers for _, numbers in kept])
+
+
+def _sample(rows: Rows) -> Rows:
+    n = len(rows.primary) // (RUN * STEP) * RUN * STEP
+
+    def runs(array):
+        return array[:n].reshape(-1, RUN * STEP, *array.shape[1:])[:, :RUN]
+
+    each = (None if array is None else runs(array) for array in rows)
+    return Rows(*(None if a is None else a.reshape(-1, *a.shape[2:]) for a in each))
 
 
 def _below(threshold) -> np.float32:

@@ -26,7 +26,7 @@ def cluster_codes(table: ScoreTable, spec: str) -> np.ndarray:
     if percent:
         if not modulus.isdecimal() or not int(modulus):
             raise UsageError(f"--cluster {spec}: write COLUMN%M with a whole number M > 0")
-        values = _whole_numbers(values, name, table) % int(modulus)
+        values = _remainders(values, name, table, int(modulus))
     elif values.dtype.kind == "f":
         row = first_row(~np.isfinite(values))
         if row is not None:
@@ -43,18 +43,19 @@ def _column(table: ScoreTable, name: str) -> np.ndarray:
     return values
 
 
-def _whole_numbers(values: np.ndarray, name: str, table: ScoreTable) -> np.ndarray:
+def _remainders(values: np.ndarray, name: str, table: ScoreTable, modulus: int) -> np.ndarray:
     if values.dtype.kind in "iu":
-        return values.astype(np.int64)
+        return values % modulus
     text = values.astype(np.str_)
     row = first_row(~np.char.isdecimal(text))
     if row is not None:
         raise DataError(
-            f"row {row} (question_id {str(table.question_id[row])!r}): {name} is {text[row]!r}, "
-            "not a whole number, so it has no remainder",
+            f"row {row} (question_id {str(table.question_id[row])!r}): {name} is "
+            f"{str(text[row])!r}, not a whole number, so it has no remainder",
             row,
         )
-    return text.astype(np.int64)
+    # Python's whole numbers: ids may be longer than 64 bits.
+    return np.array([int(value) % modulus for value in text.tolist()])
 
 
 def check_codes(cluster, n: int) -> np.ndarray:

@@ -100,13 +100,13 @@ def parse_cost(text: str, option: str = "cost") -> float | str | TokenPrice:
     parts = prices.split("/")
     if len(parts) == 2:
         try:
-            values = [float(part) for part in parts]
+            read, written = (float(part) for part in parts)
         except ValueError:
             raise UsageError(f"{option} {text}: write prices as INPUT/OUTPUT, as 0.4/1.6") from None
         names = columns.split(",") if colon else []
         if colon and (len(names) != 2 or not all(names)):
             raise UsageError(f"{option} {text}: write two columns after the colon, COLUMN,COLUMN")
-        return TokenPrice(*values, *names)
+        return TokenPrice(read, written, *names)
     try:
         constant = float(text)
     except ValueError:

@@ -28,8 +28,9 @@ from arbitrage.candidates import TINY, array_namespace, columns, exact_differenc
 from arbitrage.errors import DataError, UsageError, first_row
 from arbitrage.losses import GuardianShortfall, Loss
 from arbitrage.rows import Rows
+from arbitrage.threads import pipelined
 
-CHUNK_ROWS = 1 << 16
+CHUNK_ROWS = 1 << 14
 MAX_ROWS = (1 << 31) - 1
 MAX_BOUND = 1 << 30
 # What a loss counts as when it does not fit 32 bits; it is above every bound.
@@ -215,13 +216,17 @@ def curves_of(rows: Rows, loss: Loss, bound: Fraction, numbers=None) -> LossCurv
     """`loss_curves` of NumPy rows whose shapes fit; `numbers` (n,) are their names in errors."""
     numbers = np.arange(len(rows.primary)) if numbers is None else numbers
     quantum = loss_quantum(bound)
-    bases, events = [], []
-    for start, chunk in chunks(rows):
+
+    def falls_of(start: int, chunk: Rows):
         at, base, falls = _checked(chunk, loss, bound, numbers[start : start + CHUNK_ROWS])
-        for gap, fall in zip(at.gap, falls, strict=True):
-            row = np.flatnonzero(fall)
-            events.append((gap[row], fall[row], row + start))
+        places = [np.flatnonzero(fall) for fall in falls]
+        found = zip(at.gap, falls, places, strict=True)
+        return base, [(gap[row], fall[row], row + start) for gap, fall, row in found]
+
+    bases, events = [], []
+    for base, found in pipelined(falls_of, chunks(rows)):
         bases.append(base)
+        events += found
     base = np.concatenate(bases).astype(np.int64)
     gap, drop, row = (np.concatenate(part) for part in zip(*events, strict=True))
     return LossCurves(base, gap, drop.astype(np.int64), row, quantum)

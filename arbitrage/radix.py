@@ -30,7 +30,8 @@ from arbitrage.loss_curves import check_rows, loss_limit, loss_quantum
 from arbitrage.losses import Loss
 from arbitrage.rows import Rows
 from arbitrage.selection import Selection
-from arbitrage.sources import BLOCK_ROWS, HostRows, StreamRows, padded, pipelined, take
+from arbitrage.sources import BLOCK_ROWS, HostRows, StreamRows, padded, take
+from arbitrage.threads import pipelined
 
 FEW = 8  # up to so many budgets two passes with large tables; beyond, three with small ones
 TWO_PASSES, THREE_PASSES = (16, 15), (11, 10, 10)

@@ -7,10 +7,8 @@ blocks. Everything here is internal to `risk.calibrate`.
 from __future__ import annotations
 
 import itertools
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -21,8 +19,6 @@ from arbitrage.rows import Rows
 
 BLOCK_ROWS = 1 << 17
 ALIGNMENT = 64  # bytes; XLA reads a NumPy array in place when it starts on such a boundary
-WORKERS = 2  # one block is prepared or finished in Python while XLA works on another
-Out = TypeVar("Out")
 
 
 class HostRows:
@@ -104,22 +100,6 @@ def padded(rows: Rows, size: int) -> Rows:
             for a in rows
         )
     )
-
-
-def pipelined(function: Callable[..., Out], items: Iterable[Any]) -> Iterator[Out]:
-    """`map` on a few threads, in order, never reading far ahead of what is consumed."""
-    waiting: deque = deque()
-    with ThreadPoolExecutor(WORKERS) as pool:
-        try:
-            for item in items:
-                waiting.append(pool.submit(function, *item))
-                if len(waiting) > WORKERS:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
 
 
 def _rows_to_boundary(rows: Rows) -> int:

@@ -17,7 +17,7 @@ from arbitrage.io import atomic_path, check_output, write_json
 from arbitrage.scores import ScoreTable
 from arbitrage.selection import Levels, Number
 from arbitrage.split_evaluation import evaluate_splits
-from arbitrage.split_runs import LOSSES
+from arbitrage.split_problem import LOSSES
 from arbitrage.split_tables import area_lines, baseline_table, split_table, write_csv
 from arbitrage.version import __version__
 
@@ -105,7 +105,11 @@ def _bar(total: int, wanted: bool) -> Iterator[Callable[[int], None] | None]:
         yield None
         return
     with tqdm(total=total, unit="split", delay=1.0, leave=False) as bar:
-        yield lambda done: bar.update(done) and None
+
+        def tell(done: int) -> None:
+            bar.update(done)
+
+        yield tell
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

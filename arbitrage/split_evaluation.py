@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
 
-from arbitrage.baselines import cost_share
+from arbitrage.baselines import NAMES, cost_share
 from arbitrage.bounds import ExpectedRisk
 from arbitrage.clusters import take_units
 from arbitrage.costs import Costs
@@ -15,7 +15,8 @@ from arbitrage.losses import loss_by_name
 from arbitrage.risk import guarantee_text
 from arbitrage.scores import ScoreTable
 from arbitrage.selection import Levels, Number
-from arbitrage.split_runs import GRID, MENUS, Problem, SplitValues, problem, run_splits
+from arbitrage.split_problem import MENUS, Problem, problem
+from arbitrage.split_runs import GRID, SplitValues, run_splits
 from arbitrage.split_statistics import (
     area_over_line,
     delta_influence,
@@ -48,7 +49,7 @@ def evaluate_splits(
     cluster=None,
     cluster_mean: bool = True,
     costs: Costs | None = None,
-    baselines: bool = True,
+    baselines: Collection[str] = NAMES,
     curves: bool = True,
     threads: int = 1,
     progress: Callable[[int], None] | None = None,
@@ -68,7 +69,7 @@ def evaluate_splits(
         for a new cluster with n = number of calibration clusters. Without it rows stay the units:
         n counts rows, and as rows of a cluster are dependent no guarantee is claimed.
       costs: default: 0 for the Primary and 1 for the Guardian, so that cost = Guardian rate.
-      baselines: also the routers of `baselines`; curves: also what the figures need.
+      baselines: names of `baselines.NAMES`, all by default; curves: also what the figures need.
       threads: of this process; progress: told the number of splits done, block by block.
 
     `policies` has one entry per menu and alpha. Every measured number is an object with mean, sd,

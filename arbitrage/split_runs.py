@@ -1,13 +1,13 @@
-"""Policies and baselines over many random calibration / test splits of two score tables.
+"""Many splits of one problem: thresholds on the calibration halves, numbers on the test halves.
 
 Per split and risk level: the threshold of the calibration half, then every measured column on the
-test half, by look-ups in step functions that were sorted once. Letters as in `policies`; U units
-(rows, or clusters), S splits, A risk levels.
+test half, by look-ups in step functions that were sorted once. Letters as in `policies`; S splits,
+A risk levels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -15,158 +15,24 @@ from typing import Any
 import numpy as np
 
 from arbitrage.baselines import (
-    Alone,
+    NAMES,
     cost_share,
     oracle_sums,
     random_order_baselines,
     tuned_positions,
 )
-from arbitrage.clusters import check_codes, cluster_curves
-from arbitrage.costs import Costs
 from arbitrage.errors import UsageError
-from arbitrage.loss_curves import LossCurves, loss_curves
-from arbitrage.losses import FullMenuShortfall, GuardianCorrect, GuardianShortfall
-from arbitrage.policies import (
-    States,
-    Steps,
-    confidence_states,
-    full_menu_states,
-    restricted_states,
-    state_columns,
-    steps,
-)
-from arbitrage.scores import ScoreTable
-from arbitrage.selection import Levels, Number, exact_alphas, exact_number
+from arbitrage.selection import Number
+from arbitrage.split_problem import Menu, Problem
 from arbitrage.splits import (
-    SortedEvents,
     calibration_size,
     loss_budgets,
     map_splits,
     random_splits,
-    sort_events,
     thresholds_within,
 )
 
-LOSSES = {loss.name: loss for loss in (GuardianShortfall(), GuardianCorrect())}
-MENUS = ("restricted", "full")
 GRID = 33  # points of the frontier bands
-
-
-@dataclass(frozen=True, eq=False)
-class Menu:
-    """One conformal policy: its units' step functions of the loss and its rows' columns."""
-
-    curves: LossCurves
-    events: SortedEvents
-    steps: Steps
-
-
-@dataclass(frozen=True, eq=False)
-class Problem:
-    """Everything about the data that no split changes.
-
-    Fields:
-      primary, guardian: joined tables, after the score transform.
-      label: (N,) int or None.
-      codes: (N,) cluster of each row, or None.
-      cluster_mean: whether the losses of a cluster are averaged into one unit.
-      weights: (N,) float64, 1, or 1 / size of the row's cluster with `cluster_mean`.
-      levels, bound: exact.
-      loss: name of the loss.
-      menus: "restricted" and "full".
-      confidence: columns of the max-probability baseline.
-      alone: columns of the two models by themselves.
-    """
-
-    primary: ScoreTable
-    guardian: ScoreTable
-    label: np.ndarray | None
-    codes: np.ndarray | None
-    cluster_mean: bool
-    weights: np.ndarray
-    levels: tuple[Fraction, ...]
-    bound: Fraction
-    loss: str
-    menus: dict[str, Menu]
-    confidence: Steps
-    alone: Alone
-
-    @property
-    def n_clusters(self) -> int:
-        """What a split halves: clusters, or rows where there are none."""
-        return len(self.weights) if self.codes is None else int(self.codes.max()) + 1
-
-    @property
-    def row_codes(self) -> np.ndarray | None:
-        """Cluster of each row for the curves' units: None where a unit is a row."""
-        return self.codes if self.cluster_mean else None
-
-
-def problem(
-    primary: ScoreTable,
-    guardian: ScoreTable,
-    *,
-    alpha: Levels,
-    bound: Number = 1,
-    loss: str = "guardian_shortfall",
-    costs: Costs | None = None,
-    cluster=None,
-    cluster_mean: bool = True,
-) -> Problem:
-    """Prepares two joined tables (`frontier.prepare`); see `split_evaluation`."""
-    limit = exact_number(bound, "bound")
-    levels, _ = exact_alphas(alpha, limit)
-    if loss not in LOSSES:
-        raise UsageError(f"loss must be one of {', '.join(LOSSES)}, not {loss!r}")
-    label = guardian.label if primary.label is None else primary.label
-    p, g, mask = primary.scores, guardian.scores, primary.mask
-    codes = None if cluster is None else check_codes(cluster, len(p))
-    averaged = codes is not None and cluster_mean
-    value, own_menu = g, loss_curves(p, g, bound=limit, mask=mask, label=label, loss=LOSSES[loss])
-    if loss == GuardianCorrect.name:
-        value = right_answers(g, mask, label)
-    whole = loss_curves(p, value, bound=limit, mask=mask, loss=FullMenuShortfall())
-    row_costs = (costs or Costs()).of(primary, guardian)
-
-    def columns(states: States) -> dict[str, np.ndarray]:
-        target = np.where(mask, value, -np.inf).max(axis=1)
-        return state_columns(states, p, mask, value, target, label=label, costs=row_costs)
-
-    def measured(states: States) -> Steps:
-        return steps(states.knob, columns(states))
-
-    menus = {}
-    makers = (restricted_states, full_menu_states)
-    for name, curves, make in zip(MENUS, (own_menu, whole), makers, strict=True):
-        units = cluster_curves(curves, codes) if averaged else curves
-        menus[name] = Menu(units, sort_events(units), measured(make(p, g, mask)))
-    guard = columns(guardian_alone(g, mask)) | {"cost": row_costs.guardian[:, None]}
-    names = menus["full"].steps.names
-    alone = Alone(
-        names, menus["full"].steps.base, np.concatenate([guard[name] for name in names], axis=1)
-    )
-    weights = np.ones(len(p))
-    if averaged:
-        weights = 1.0 / np.bincount(codes)[codes]
-    confidence = measured(confidence_states(p, g, mask))
-    return Problem(primary, guardian, label, codes, averaged, weights, tuple(levels), limit,
-                   loss, menus, confidence, alone)  # fmt: skip
-
-
-def right_answers(guardian, mask, label) -> np.ndarray:
-    """(N, K) float32: 1 at the Guardian's top option where that is the label, else 0."""
-    best = np.argmax(np.where(mask, guardian, np.float32(-np.inf)), axis=1)
-    right = np.zeros(guardian.shape, dtype=np.float32)
-    rows = np.flatnonzero(best == label)
-    right[rows, best[rows]] = 1
-    return right
-
-
-def guardian_alone(guardian, mask) -> States:
-    """One state: the Guardian answers every row on the whole menu."""
-    best = np.argmax(np.where(mask, guardian, np.float32(-np.inf)), axis=1)[:, None]
-    size = np.asarray(mask).sum(axis=1)[:, None]
-    return States(np.zeros(best.shape, np.float32), best, np.ones(best.shape, dtype=bool), size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,15 +67,15 @@ def run_splits(
     size: int | None = None,
     fraction: Number = "0.5",
     seed: int = 0,
-    baselines: bool = True,
+    baselines: Collection[str] = NAMES,
     grid: dict[str, np.ndarray] | None = None,
     threads: int = 1,
     progress: Callable[[int], None] | None = None,
 ) -> SplitValues:
     """Draws the splits and looks every number up.
 
-    `grid` gives fixed thresholds per menu whose test-half columns are wanted too. Raises UsageError
-    for an empty half.
+    `baselines` are names of `baselines.NAMES`; `grid` gives fixed thresholds per menu whose
+    test-half columns are wanted too. Raises UsageError for an empty half.
     """
     if n_splits < 1:
         raise UsageError(f"splits must be at least 1, not {n_splits}")
@@ -236,7 +102,12 @@ def _joined(parts: list[Any]) -> Any:
 
 
 def _block(
-    data: Problem, halves: np.ndarray, numbers: range, seed: int, baselines: bool, grid: dict
+    data: Problem,
+    halves: np.ndarray,
+    numbers: range,
+    seed: int,
+    baselines: Collection[str],
+    grid: dict,
 ) -> SplitValues:
     in_rows = halves if data.codes is None else halves[:, data.codes]
     units = halves if data.cluster_mean else in_rows
@@ -245,13 +116,14 @@ def _block(
     n = np.array([np.count_nonzero(unit) for unit in units], dtype=np.int64)
     both = np.stack([test @ data.alone.primary, test @ data.alone.guardian], axis=1) / total
     result = SplitValues(n, both, {}, {}, {}, {}, {}, {})
+    asked, rates = data.alone.at("guardian_rate"), []
+    count = len(data.levels)
     for name, menu in data.menus.items():
         found = _thresholds(data, menu, units, n)
         fixed = np.asarray(grid.get(name, ()), dtype=np.float32)
         knobs = np.concatenate([*found, np.tile(fixed, (len(n), 1))], axis=1)
         positions = menu.steps.position(knobs)
         sums = menu.steps.sums(test, positions)
-        count = len(data.levels)
         means = sums / total
         result.threshold[name], result.hindsight_threshold[name] = found
         result.policy[name] = means[:, :count]
@@ -261,12 +133,16 @@ def _block(
             # On the calibration half: all rows less those of the test half.
             here = positions[:, :count]
             everyone = menu.steps.sums(data.weights[None], here.reshape(1, -1))
-            asked = data.alone.at("guardian_rate")
             there = everyone[0, :, asked].reshape(here.shape) - sums[:, :count, asked]
-            rate = there / (data.weights.sum() - total[..., 0])
-            result.baselines[name] = _baselines(
-                data, numbers, seed, test, both, means[:, :count], rate
-            )
+            rates.append(there / (data.weights.sum() - total[..., 0]))
+    if baselines:
+        # Both menus at once: they share the random order of the rows.
+        means = np.concatenate([result.policy[name] for name in data.menus], axis=1)
+        rate = np.concatenate(rates, axis=1)
+        found = _baselines(data, numbers, seed, test, both, means, rate, baselines)
+        for at, name in enumerate(data.menus):
+            own = slice(at * count, (at + 1) * count)
+            result.baselines[name] = {key: array[:, own] for key, array in found.items()}
     return result
 
 
@@ -284,21 +160,20 @@ def _thresholds(data: Problem, menu: Menu, units: np.ndarray, n: np.ndarray):
     return calibrated, best
 
 
-def _baselines(data: Problem, numbers, seed, test, both, means, rate_there) -> dict:
+def _baselines(data: Problem, numbers, seed, test, both, means, rate_there, names) -> dict:
     alone, at = data.alone, data.alone.at
     total = test.sum(axis=1)[:, None, None]
     cost, rate = means[..., at("cost")], means[..., at("guardian_rate")]
-    share = cost_share(cost, both[:, :1, at("cost")], both[:, 1:, at("cost")])
-    router, shuffled = random_order_baselines(alone, test, numbers, share, rate, seed)
-    positions = tuned_positions(data.confidence, data.weights - test, rate_there)
-    tuned = data.confidence.sums(test, positions)
-    found = {
-        "random_router": router / total,
-        "shuffled": shuffled / total,
-        "max_probability": tuned / total,
-    }
-    if data.label is not None:
+    found = {}
+    if "random_router" in names or "shuffled" in names:
+        share = cost_share(cost, both[:, :1, at("cost")], both[:, 1:, at("cost")])
+        router, shuffled = random_order_baselines(alone, test, numbers, share, rate, seed)
+        found = {"random_router": router / total, "shuffled": shuffled / total}
+    if "max_probability" in names:
+        positions = tuned_positions(data.confidence, data.weights - test, rate_there)
+        found["max_probability"] = data.confidence.sums(test, positions) / total
+    if "oracle" in names and data.label is not None:
         best = np.full(means.shape, np.nan)
         best[..., at("accuracy")] = oracle_sums(alone, test, rate) / total[..., 0]
         found["oracle"] = best
-    return found
+    return {name: found[name] for name in names if name in found}

@@ -42,10 +42,10 @@ LOSSES = [
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    """Everything is large: blocks of 512 rows, sorting up to 64, XLA for any size."""
+    """Everything is large: blocks of 512 rows, sorting up to 300, XLA for any size."""
     for module in ("sources", "bracket", "radix"):
         monkeypatch.setattr(f"arbitrage.{module}.BLOCK_ROWS", 512)
-    monkeypatch.setattr("arbitrage.bracket.SORT_ROWS", 64)
+    monkeypatch.setattr("arbitrage.bracket.SORT_ROWS", 300)
     monkeypatch.setattr("arbitrage.risk.SMALL", 0)
 
 
@@ -109,7 +109,7 @@ def cut(rows: Rows, size: int) -> list[Rows]:
 @pytest.mark.parametrize("alphas", [FEW, MANY], ids=["few", "many"])
 @pytest.mark.parametrize(("ties", "masked"), [(0, False), (3, False), (50, False), (0, True)])
 def test_memory_and_streams_equal_sorting(small_blocks, ties, masked, alphas):
-    rows = some_rows(3001, ties=ties, masked=masked, seed=ties)
+    rows = some_rows(9001, ties=ties, masked=masked, seed=ties)
     want = sorted_answer(rows, alphas)
     same(run(rows, alphas), want)
     same(run_stream(Sized(cut(rows, 700)), alphas), want)

@@ -7,6 +7,7 @@ The bodies are the same pure functions as everywhere (`loss_curves`), compiled b
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -74,8 +75,8 @@ class Costs(NamedTuple):
       unfit: (n,) bool, rows that no loss can be worked out for.
     """
 
-    gap: list[Any]
-    cost: list[Any]
+    gap: Sequence[Any]
+    cost: Sequence[Any]
     unfit: Any
 
 

@@ -260,7 +260,8 @@ class CalibrationRequest:
             guarantee=guarantee_text(
                 levels, found.feasible, float(self.bound), n, self.loss.words, self.control
             )
-            + note,
+            + f" Losses count in multiples of {self.quantum:.2g}, rounded up: no more careful than "
+            f"an alpha smaller by that.{note}",
         )
 
 

@@ -14,6 +14,17 @@ MEASURES = (
     "primary_drop", "random_accuracy",
 )  # fmt: skip
 NUMBERS = ("mean", "sd", "mc_error", "stderr", "p10", "median", "p90")
+# Title of a column: the measure and how it is written.
+COLUMNS: dict[str, tuple[str, dict[str, Any]]] = {
+    "accuracy": ("accuracy", {}),
+    "p lost": ("primary_drop", {}),
+    "cost": ("cost", {}),
+    "$/1000": ("cost", {"scale": 1000}),
+    "lambda": ("threshold", {}),
+    "Delta": ("delta", {"signed": True}),
+    "G%": ("guardian_rate", {"scale": 100, "digits": 1}),
+    "risk": ("risk", {"digits": 4}),
+}
 BASELINES = {
     "random router": "random_router",
     "shuffled": "shuffled",
@@ -26,28 +37,24 @@ def split_table(result: Mapping[str, Any]) -> str:
     """One line per policy: means over splits, each with its standard deviation over splits.
 
     The columns of Table 1 of arXiv 2506.00911, and the realised risk. Dollars are per 1,000 rows.
+    Without labels, in place of accuracy and Delta: the Primary score given up, `p lost`.
     """
     dollars = result["cost_unit"].startswith("dollars")
-    cost = "$/1000" if dollars else "cost"
-    headers = ["policy", "accuracy", cost, "lambda", "Delta", "G%", "risk"]
-    scale = 1000 if dollars else 1
-    rows = [_row("Primary", result["primary"], scale)]
-    for entry in result["policies"]:
-        rows.append(_row(f"{entry['menu']} {entry['alpha']:g}", entry, scale))
-    rows.append(_row("Guardian", result["guardian"], scale))
-    return aligned(headers, rows)
-
-
-def _row(name: str, values: Mapping[str, Any], scale: int) -> list[str]:
-    return [
-        name,
-        plus_minus(values["accuracy"]),
-        plus_minus(values["cost"], scale=scale),
-        plus_minus(values.get("threshold")),
-        plus_minus(values.get("delta"), signed=True),
-        plus_minus(values["guardian_rate"], scale=100, digits=1),
-        plus_minus(values["risk"], digits=4),
-    ]
+    columns = {name: values for name, values in COLUMNS.items() if name not in ("cost", "$/1000")}
+    if result["primary"]["accuracy"] is None:
+        columns = {name: columns[name] for name in columns if name not in ("accuracy", "Delta")}
+    else:
+        del columns["p lost"]
+    names = [*columns]
+    names.insert(1, "$/1000" if dollars else "cost")
+    rows = [["Primary", result["primary"]]]
+    rows += [[f"{entry['menu']} {entry['alpha']:g}", entry] for entry in result["policies"]]
+    rows.append(["Guardian", result["guardian"]])
+    lines = []
+    for title, values in rows:
+        cells = [(COLUMNS[name][0], COLUMNS[name][1]) for name in names]
+        lines.append([title, *(plus_minus(values.get(key), **how) for key, how in cells)])
+    return aligned(["policy", *names], lines)
 
 
 def plus_minus(value: Any, *, scale: float = 1, digits: int = 3, signed: bool = False) -> str:
@@ -59,20 +66,26 @@ def plus_minus(value: Any, *, scale: float = 1, digits: int = 3, signed: bool = 
 
 
 def baseline_table(result: Mapping[str, Any]) -> str | None:
-    """Accuracy of each policy beside its baselines; None without labels or baselines."""
-    entries = [entry for entry in result["policies"] if entry["accuracy"] and "baselines" in entry]
+    """Accuracy (risk without labels) of each policy beside its baselines; None without baselines.
+
+    `best lambda`: the smallest threshold whose TEST risk is at most alpha, known in hindsight only.
+    """
+    entries = [entry for entry in result["policies"] if entry.get("baselines")]
     if not entries:
         return None
-    headers = ["accuracy", "policy", "random line", *BASELINES, "best lambda"]
+    measure = "risk" if result["primary"]["accuracy"] is None else "accuracy"
+    known = {title: name for title, name in BASELINES.items() if name in entries[0]["baselines"]}
+    if measure == "risk":
+        known.pop("oracle", None)
+    line = ["random line"] if measure == "accuracy" else []
     rows = []
     for entry in entries:
-        found = entry["baselines"]
-        others = [found[key]["accuracy"] for key in BASELINES.values()]
-        values = [entry["accuracy"], entry["random_accuracy"], *others]
-        values.append(entry["hindsight"]["accuracy"])
+        values = [entry[measure], *(entry["random_accuracy"] for _ in line)]
+        values += [entry["baselines"][name][measure] for name in known.values()]
+        values.append(entry["hindsight"][measure])
         means = ["-" if value is None else f"{value['mean']:.3f}" for value in values]
         rows.append([f"{entry['menu']} {entry['alpha']:g}", *means])
-    return aligned(headers, rows)
+    return aligned([measure, "policy", *line, *known, "best lambda"], rows)
 
 
 def area_lines(result: Mapping[str, Any]) -> list[str]:

@@ -25,7 +25,7 @@ from arbitrage import GuardianCorrect, calibrate, gaps
 def by_mapie(gap: np.ndarray, label: np.ndarray, alpha: float, grid: np.ndarray) -> float:
     """MAPIE's conformal risk control of recall."""
     controller = MultiLabelClassificationController(
-        predict_function=lambda scores: scores,
+        predict_function=np.asarray,
         risk="recall",
         method="crc",
         target_level=1 - alpha,
@@ -47,7 +47,7 @@ def by_grid(gap: np.ndarray, label: np.ndarray, alpha: float, grid: np.ndarray) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rows", type=int, nargs="+", default=[1000, 10_000, 1_000_000])
     parser.add_argument("--mapie-rows", type=int, default=10_000, help="MAPIE runs up to here")
     parser.add_argument("--alpha", type=float, default=0.1)

@@ -61,7 +61,7 @@ def on_device(p: np.ndarray, g: np.ndarray, alphas: np.ndarray, repeats: int) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--options", type=int, default=4)
     parser.add_argument("--alphas", type=int, default=1000)

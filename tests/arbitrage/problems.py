@@ -66,7 +66,6 @@ def mesh_cases() -> dict[str, tuple[dict, dict]]:
     broken[1, 41, 0] = np.nan
     pair = dict(zip(("primary", "guardian"), continuous, strict=True))
     small = dict(zip(("primary", "guardian"), tied, strict=True)) | {"mask": mask}
-    label = rng.integers(0, 4, 1024)
     many = [f"{at / 100}" for at in range(2, 99, 3)]
     labelled = pair | {"label": rng.integers(0, 4, 1024)}
     return {

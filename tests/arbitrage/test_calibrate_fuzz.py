@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from problems import f32
 
 from arbitrage import (
     DataError,
@@ -37,7 +39,7 @@ def scores(values):
     )
 
 
-def answer(function, *arguments, **options):
+def answer(function, *arguments, **options) -> Any:
     """The result, or the one-line error that a user sees; warnings aside."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -75,7 +77,7 @@ def test_strange_numbers_are_refused_by_row_or_do_not_matter(pair, alpha, in_jax
     found = answer(calibrate, *given_arrays, alpha=alpha, bound=1)
     mask = np.ones(p.shape, bool)
     finite = np.isfinite(p).all(axis=1) & np.isfinite(g).all(axis=1)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         close = np.isfinite(p.max(axis=1) - p.min(axis=1, initial=np.inf))
     good = finite & close
     for row in np.flatnonzero(good):
@@ -119,9 +121,9 @@ def test_shapes_that_do_not_fit(first, second, mask):
 
 
 def test_one_row_one_option_and_equal_rows():
-    one = np.float32([[0.3]])
+    one = f32([[0.3]])
     assert calibrate(one, one, alpha="0.5", bound=1).threshold == 0
-    p, g = np.float32([[1, 0]]), np.float32([[0, 1]])
+    p, g = f32([[1, 0]]), f32([[0, 1]])
     assert calibrate(p, g, alpha="0.5", bound=1).threshold == 1
     many = calibrate(np.tile(p, (99, 1)), np.tile(g, (99, 1)), alpha=["0.01", "0.02"], bound=1)
     assert many.threshold.tolist() == [1, 1]

@@ -14,7 +14,8 @@ def tables(**extra):
     n_options = np.array([4, 2, 3])
     mask = np.arange(4) < n_options[:, None]
     columns = {"input_tokens": np.array([101, 50, 7]), "output_tokens": np.array([10, 20, 0])}
-    return tuple(make_table(3, seed=s, mask=mask, label=None, extra=columns | extra) for s in (0, 1))
+    more = {"mask": mask, "label": None, "extra": columns | extra}
+    return tuple(make_table(3, seed=seed, **more) for seed in (0, 1))
 
 
 def test_the_default_cost_is_the_guardian_rate():
@@ -66,7 +67,7 @@ def test_bad_values_name_the_row(values, words):
 
 
 def test_missing_columns_list_the_others():
-    with pytest.raises(UsageError, match="'price' .*: input_tokens, output_tokens"):
+    with pytest.raises(UsageError, match=r"'price' .*: input_tokens, output_tokens"):
         Costs("price").of(*tables())
     with pytest.raises(UsageError, match="'words'"):
         Costs("words").of(*tables(words=np.array(["a", "b", "c"])))

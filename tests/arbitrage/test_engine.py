@@ -155,7 +155,9 @@ def test_a_stream_is_read_at_most_three_times(small_blocks, monkeypatch):
         got = run_stream(stream, FEW)
         # Looking at the first chunk starts a reading that goes no further.
         assert stream.readings <= most
-        rows = Rows(*(np.concatenate(c) if c[0] is not None else None for c in zip(*chunks)))
+        rows = Rows(
+            *(np.concatenate(c) if c[0] is not None else None for c in zip(*chunks, strict=True))
+        )
         same(got, sorted_answer(rows, FEW))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -13,7 +14,7 @@ from problems import make_table, problems
 from test_policy import make_policy
 
 from arbitrage import choose, evaluate, frontier_curve, risk_curve, route, softmax
-from arbitrage.errors import DataError
+from arbitrage.errors import DataError, UsageError
 
 
 def reference(p, g, mask, label, lam):
@@ -85,6 +86,61 @@ def test_standard_errors():
     assert found["accuracy_stderr"] == pytest.approx(correct.std(ddof=1) / math.sqrt(50))
 
 
+@pytest.mark.parametrize(
+    "name", ["full_menu", "guardian_correct", "absolute_shortfall(0.6)", "exceeds(full_menu, 0.2)"]
+)
+def test_other_losses_are_measured_with_their_own_policy(name):
+    primary, guardian = make_table(60, seed=0), make_table(60, seed=1, label=None)
+    p, g, label = primary.scores, guardian.scores, primary.label
+    assert label is not None
+    policy = make_policy(alphas=(0.1,), thresholds=(float(np.float32(0.3)),), feasible=(True,),
+                         empirical_risk=(0.1,), guardian_rate=(0.5,), loss=name,
+                         transform="none")  # fmt: skip
+    overall = evaluate(policy, primary, guardian)["overall"]
+    losses, correct = [], []
+    for i in range(60):
+        action = oracle.deployed(p[i], g[i], primary.mask[i], np.float32(0.3))
+        gap = oracle.row_gaps(p[i], primary.mask[i])
+        if policy.full_menu and sum(value <= np.float32(0.3) for value in gap.values()) > 1:
+            action = int(g[i].argmax())
+        shortfall = float(g[i].max()) - float(g[i, action])
+        if name.startswith("exceeds"):
+            # Its loss looks at the whole menu of a deferred row, as `full_menu` does.
+            asked = sum(value <= np.float32(0.3) for value in gap.values()) > 1
+            losses.append(0.0 if asked and policy.full_menu else float(shortfall > 0.2))
+        elif name == "guardian_correct":
+            losses.append(float(g[i].argmax() == label[i] and action != label[i]))
+        elif name.startswith("absolute"):
+            losses.append(max(0.0, 0.6 - float(g[i, action])))
+        else:
+            losses.append(shortfall)
+        correct.append(float(action == label[i]))
+    found = overall["policies"][0]
+    assert found["risk"] == pytest.approx(np.mean(losses), abs=1e-6)
+    assert found["accuracy"] == pytest.approx(np.mean(correct))
+
+
+def test_a_loss_that_needs_labels_says_so():
+    primary, guardian = (make_table(9, seed=s, label=None) for s in (0, 1))
+    policy = make_policy(loss="guardian_correct", transform="none")
+    with pytest.raises(UsageError, match="guardian_correct needs a label column"):
+        evaluate(policy, primary, guardian)
+
+
+def test_group_thresholds_are_those_that_serve():
+    primary, guardian = make_table(60, seed=0), make_table(60, seed=1, label=None)
+    limits = {"even": (0.2, 0.1, 0.0), "odd": (math.inf, 0.5, 0.3)}
+    policy = dataclasses.replace(three_alphas(), group_thresholds=limits)
+    result = evaluate(policy, primary, guardian)
+    scopes = {"even": slice(0, None, 2), "odd": slice(1, None, 2)}
+    for name, rows in scopes.items():
+        for at, found in enumerate(result["groups"][name]["policies"]):
+            lam = limits[name][at]
+            assert found["threshold"] == ("inf" if math.isinf(lam) else lam)
+            rate = route(primary.scores[rows], np.float32(lam)).defer.mean()
+            assert found["guardian_rate"] == rate
+
+
 def test_no_labels_no_groups_and_one_row():
     primary, guardian = (make_table(1, seed=s, label=None, group=None) for s in (0, 1))
     result = evaluate(three_alphas(), primary, guardian)
@@ -117,6 +173,17 @@ def test_curves_equal_routing_at_every_lambda(problem):
     steps, risk = risk_curve(p, g, bound=1, mask=mask)
     for lam, value in zip(steps, risk, strict=True):
         assert value == float(oracle.loss_sum(p, g, mask, lam)) / len(p)
+
+
+def test_the_full_menu_curve_equals_routing():
+    primary, guardian = make_table(40, seed=0), make_table(40, seed=1)
+    p, g, label = primary.scores, guardian.scores, primary.label
+    curve = frontier_curve(p, g, label=label, full_menu=True)
+    lambdas, accuracy = curve["lambda"], curve["accuracy"]
+    assert lambdas is not None and accuracy is not None
+    for lam, value in zip(lambdas, accuracy, strict=True):
+        action = choose(p, g, np.float32(lam), full_menu=True)
+        assert value == pytest.approx((action == label).mean())
 
 
 def test_thinned_curves_keep_their_ends():

@@ -45,8 +45,9 @@ def test_each_group_is_calibrated_alone(problem, seed):
         assert n == rows.sum()
         for alpha, limit in zip(LEVELS, limits, strict=True):
             assert float(limit) == oracle.threshold(p[rows], g[rows], mask[rows], alpha, "1")
-    one = quiet(calibrate_groups, p, g, groups=np.zeros(len(p), int), alpha=LEVELS, bound=1, mask=mask)
-    whole = quiet(calibrate, p, g, alpha=LEVELS, bound=1, mask=mask)
+    options = {"alpha": LEVELS, "bound": 1, "mask": mask}
+    one = quiet(calibrate_groups, p, g, groups=np.zeros(len(p), int), **options)
+    whole = quiet(calibrate, p, g, **options)
     np.testing.assert_array_equal(one.threshold[0], whole.threshold)
 
 
@@ -72,8 +73,9 @@ def test_new_rows_look_up_their_group_and_unknown_ones_are_deferred():
     found = calibrate_groups(p, g, groups=names, alpha="0.2", bound=1)
     limits = found.thresholds_for(np.array(["c", "zz", "a", ""]))
     assert limits.tolist() == [found.threshold[2], np.inf, found.threshold[0], np.inf]
-    with pytest.warns(InfeasibleWarning, match="group 'c': alpha = 0.01 is infeasible"):
+    with pytest.warns(InfeasibleWarning, match="alpha = 0.01 is infeasible") as caught:
         calibrate_groups(p, g, groups=names, alpha="0.01", bound=1)
+    assert [str(w.message)[:9] for w in caught] == ["group 'a'", "group 'b'", "group 'c'"]
 
 
 def test_several_risks_take_the_largest_threshold():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import csv
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +20,14 @@ from arbitrage import (
     route,
     softmax,
 )
+from arbitrage.clusters import cluster_codes
 
 PAIR = ("MobileVLM-1.7B", "llava-v1.6-34b")
 
 
 @pytest.fixture(scope="module")
-def folder() -> Path:
-    data = Path(os.environ.get("TRINITYX_DATA_DIR") or ROOT.parent / "shared" / "data")
-    folder = data / "scores" / "mmbench"
+def folder(data_pack) -> Path:
+    folder = data_pack / "scores" / "mmbench"
     if not all((folder / f"{model}.parquet").is_file() for model in PAIR):
         pytest.skip(f"no MMBench score tables in {folder}; set TRINITYX_DATA_DIR")
     return folder
@@ -76,6 +77,41 @@ def test_routing_of_real_tied_and_ragged_rows(folder):
     want = primary.mask & (valid.max(axis=1, keepdims=True) - valid <= np.float32(0.2))
     np.testing.assert_array_equal(candidates, want)
     np.testing.assert_array_equal(defer, want.sum(axis=1) > 1)
+
+
+def test_every_pair_script_at_a_small_size(folder, tmp_path):
+    """Three pairs, 40 splits: the counts and the example are printed, the CSV is whole."""
+    output = tmp_path / "pairs.csv"
+    script = str(ROOT / "scripts" / "arbitrage_real_scores.py")
+    done = run_python(script, str(folder), "--pairs", "3", "--splits", "40", "--processes", "2",
+                      "--output", str(output))  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "6 of 6 in" in done.stderr and done.stdout.count("| alpha | pairs") == 4
+    assert "Primary" in done.stdout and "```text" in done.stdout
+    rows = list(csv.DictReader(output.read_text().splitlines()))
+    assert len(rows) == 3 * 2 * 2 * 5  # pairs, losses, menus, alphas
+    for row in rows:
+        # Questions of one data set are exchangeable over its random splits.
+        assert float(row["risk"]) <= float(row["alpha"]) + 3 * float(row["risk_mc_error"])
+    again = run_python(script, str(folder), "--output", str(output))
+    assert again.returncode == 2 and "--overwrite" in again.stderr
+
+
+def test_answers_only_leaves_out_the_two_that_abstain(folder):
+    sys.path.insert(0, str(ROOT / "scripts"))
+    try:
+        from prepare_mmbench import read_model
+    finally:
+        sys.path.pop(0)
+    whole = read_model(folder, PAIR[0], all_rotations=True)
+    table = read_model(folder, PAIR[0], all_rotations=True, answers_only=True)
+    np.testing.assert_array_equal(table.n_options, whole.n_options - 2)
+    assert len(table) == 4377 and table.scores.shape[1] == 4
+    codes = cluster_codes(table, "question_id%1000000")
+    assert np.bincount(np.bincount(codes)).tolist() == [0, 0, 89, 149, 938]
+    assert table.label is not None
+    found = (table.scores.argmax(axis=1) == table.label).mean()
+    assert found == pytest.approx(0.6111, abs=5e-5)
 
 
 def test_script_and_commands_end_to_end(folder, tmp_path):

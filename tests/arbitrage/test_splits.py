@@ -45,7 +45,7 @@ def check_against_calibrate(p, g, mask, halves, *, label=None, **more):
         assert found.n[s] == want.n == half.sum()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(problems(max_rows=12))
 def test_thresholds_are_those_of_calibrate_on_each_half(problem):
     p, g, mask = problem
@@ -116,7 +116,7 @@ def test_bad_sizes_are_named():
     assert calibration_size(10, fraction="0.3") == 3  # not 0.3 as a binary float, times 10
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(problems(max_rows=12))
 def test_cluster_curves_are_rounded_up_means(problem):
     p, g, mask = problem

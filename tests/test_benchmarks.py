@@ -1,0 +1,34 @@
+"""Every benchmark script runs; how fast is for the scripts to say."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "scripts" / "benchmarks"
+SMALL = {
+    "bench_thresholds.py": ["--rows", "20000", "--alphas", "50", "--repeats", "1"],
+    "bench_stream.py": ["--folder", "FOLDER", "--rows", "4000", "--part-rows", "1000"],
+    "bench_peers.py": ["--rows", "200"],
+}
+
+
+@pytest.mark.parametrize("script", SMALL)
+def test_benchmark_runs(script, tmp_path):
+    if script == "bench_peers.py":
+        pytest.importorskip("mapie", reason='needs pip install "trinityx-jax[bench]"')
+    arguments = [str(tmp_path / "data") if a == "FOLDER" else a for a in SMALL[script]]
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / script), *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "cores; Python" in done.stdout and "seconds" in done.stdout

@@ -79,30 +79,20 @@ class Stretch:
 def select_by_bracket(
     source: HostRows | StreamRows, n: int, budgets: Sequence[int], loss: Loss, bound: Fraction
 ) -> Selection | None:
-    """The `Selection` of each budget over n rows, or None where a bracket did not hold.
+    """The `Selection` of each budget over n rows; None where a bracket does not hold or a row is bad.
 
-    Meant for few budgets: each adds its share to the pass. Raises DataError naming the first bad
-    row, or where a stream does not have n rows.
+    `select_by_digits` then gives the answer, or the error. Meant for few budgets: each adds its
+    share to the pass. Raises DataError where a stream does not have n rows.
     """
     search = _Search(loss, bound)
-    if isinstance(source, HostRows):
-        spreads = [search.deviation(source.rows, budget / n) for budget in budgets]
-        stretches = [
-            search.stretch(source.rows, budget, budget, spread)
-            for budget, spread in zip(budgets, spreads, strict=True)
-        ]
-    else:
-        _, sample = next(source.blocks())
-        spreads = [search.deviation(sample, budget / n) for budget in budgets]
-        brackets = [
-            search.bracket(sample, n, budget, budget, spread)
-            for budget, spread in zip(budgets, spreads, strict=True)
-        ]
-        if None in brackets:
-            return None
-        stretches = search.measure(source, n, [b for b in brackets if b is not None])
+    try:
+        stretches = search.stretches(source, n, budgets)
+    except DataError as error:
+        if error.row is None:
+            raise
+        return None  # seen in a sample, whose row numbers are its own
     chosen = []
-    for stretch, budget in zip(stretches, budgets, strict=True):
+    for stretch, budget in zip(stretches, budgets, strict=False):
         if stretch is None or not stretch.covers(budget):
             return None
         chosen.append(select(stretch.steps, [budget]))
@@ -114,6 +104,19 @@ def select_by_bracket(
 class _Search:
     loss: Loss
     bound: Fraction
+
+    def stretches(
+        self, source: HostRows | StreamRows, n: int, budgets: Sequence[int]
+    ) -> list[Stretch | None]:
+        """For each budget the steps around its threshold, or None."""
+        known = source.rows if isinstance(source, HostRows) else source.first_chunk()
+        spreads = [self.deviation(known, budget / n) for budget in budgets]
+        pairs = list(zip(budgets, spreads, strict=True))
+        if isinstance(source, HostRows):
+            return [self.stretch(known, budget, budget, spread) for budget, spread in pairs]
+        found = [self.bracket(known, n, budget, budget, spread) for budget, spread in pairs]
+        brackets = [bracket for bracket in found if bracket is not None]
+        return self.measure(source, n, brackets) if len(brackets) == len(found) else [None]
 
     def stretch(self, rows: Rows, most: int, least: int, spread: float) -> Stretch | None:
         """The steps of `rows` from the threshold of `most` to that of `least`, most >= least.

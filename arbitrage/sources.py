@@ -54,11 +54,21 @@ class StreamRows:
         self.chunks = chunks
         self.loss = loss
 
+    def _reading(self) -> Iterator[Rows]:
+        for chunk in self.chunks() if callable(self.chunks) else self.chunks:
+            if len(chunk[0]):
+                yield as_rows(*chunk, loss=self.loss)
+
+    def first_chunk(self) -> Rows:
+        """The rows at the start of the stream. Raises DataError without any."""
+        for rows in self._reading():
+            return rows
+        raise DataError("no rows: calibration needs at least one example")
+
     def blocks(self) -> Iterator[tuple[int, Rows]]:
         """The chunks cut into at most BLOCK_ROWS rows, each with its first row's number."""
         start = 0
-        for chunk in self.chunks() if callable(self.chunks) else self.chunks:
-            rows = as_rows(*chunk, loss=self.loss)
+        for rows in self._reading():
             for offset in range(0, len(rows.primary), BLOCK_ROWS):
                 block = take(rows, slice(offset, offset + BLOCK_ROWS))
                 yield start, block

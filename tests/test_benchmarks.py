@@ -14,6 +14,7 @@ FOLDER = ROOT / "scripts" / "benchmarks"
 SMALL = {
     "bench_thresholds.py": ["--rows", "20000", "--alphas", "50", "--repeats", "1"],
     "bench_stream.py": ["--folder", "FOLDER", "--rows", "4000", "--part-rows", "1000"],
+    "bench_splits.py": ["--rows", "300", "--splits", "8", "--loop-splits", "4", "--repeats", "1"],
     "bench_peers.py": ["--rows", "200"],
 }
 

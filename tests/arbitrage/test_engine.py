@@ -46,6 +46,7 @@ def small_blocks(monkeypatch):
     for module in ("sources", "bracket", "radix"):
         monkeypatch.setattr(f"arbitrage.{module}.BLOCK_ROWS", 512)
     monkeypatch.setattr("arbitrage.bracket.SORT_ROWS", 300)
+    monkeypatch.setattr("arbitrage.bracket.SPREAD_ROWS", 100)
     monkeypatch.setattr("arbitrage.risk.SMALL", 0)
 
 
@@ -214,7 +215,7 @@ BISECT = jax.jit(
 @pytest.mark.parametrize("alphas", [FEW, MANY], ids=["few", "many"])
 def test_bad_rows_are_named_wherever_they_are(small_blocks, alphas):
     rows = some_rows(2000, seed=1)
-    for row, option, bad in ((0, 1, np.nan), (1023, 3, np.inf), (1999, 0, -np.inf)):
+    for row, option, bad in ((0, 1, np.nan), (1040, 3, np.inf), (1999, 0, -np.inf)):
         broken = rows._replace(primary=rows.primary.copy())
         broken.primary[row, option] = bad
         for start in (lambda b=broken: run(b, alphas), lambda b=broken: run_stream([b], alphas)):

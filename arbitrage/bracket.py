@@ -30,7 +30,7 @@ from arbitrage.loss_curves import (
 from arbitrage.losses import Loss
 from arbitrage.rows import Rows
 from arbitrage.selection import RiskSteps, Selection, risk_steps, select
-from arbitrage.sources import BLOCK_ROWS, HostRows, StreamRows, joined, padded, take
+from arbitrage.sources import HostRows, StreamRows, joined, padded, take
 from arbitrage.threads import pipelined
 
 SORT_ROWS = 1 << 14  # up to so many rows sorting is cheaper
@@ -190,7 +190,7 @@ class _Search:
             m = len(block.primary)
             with jax.enable_x64(True):
                 found = losses_outside(
-                    padded(block, BLOCK_ROWS), points, low, high, limit,
+                    padded(block, source.block_rows), points, low, high, limit,
                     loss=self.loss, scale=1 / quantum,
                 )  # fmt: skip
             found = np.asarray(found)[:, :m]

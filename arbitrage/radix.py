@@ -30,7 +30,7 @@ from arbitrage.loss_curves import check_rows, loss_limit, loss_quantum
 from arbitrage.losses import Loss
 from arbitrage.rows import Rows
 from arbitrage.selection import Selection
-from arbitrage.sources import BLOCK_ROWS, HostRows, StreamRows, padded, take
+from arbitrage.sources import HostRows, StreamRows, padded, take
 from arbitrage.threads import pipelined
 
 FEW = 8  # up to so many budgets two passes with large tables; beyond, three with small ones
@@ -98,7 +98,7 @@ def block_pass(
             stop = start + len(block.primary)
             size = {"shift": shift, "bits": bits, "slots": slots}
             with jax.enable_x64(True):
-                each = costs_of_block(padded(block, BLOCK_ROWS), **static)
+                each = costs_of_block(padded(block, source.block_rows), **static)
                 each = falls_of_block(each, stop - start, slot_of, limit, **size)
                 found = as_numpy(digit_sums_of_block(each, start, bins=slots << bits))
             if found.first_bad < stop:

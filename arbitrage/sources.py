@@ -16,7 +16,8 @@ from arbitrage.loss_curves import as_rows, check_shapes
 from arbitrage.losses import Loss
 from arbitrage.rows import Rows
 
-BLOCK_ROWS = 1 << 17
+BLOCK_ROWS = 1 << 18
+SMALL_BLOCK_ROWS = 1 << 16  # for less than four large blocks, where padding would cost most
 ALIGNMENT = 64  # bytes; XLA reads a NumPy array in place when it starts on such a boundary
 
 
@@ -25,14 +26,16 @@ class HostRows:
 
     def __init__(self, rows: Rows):
         self.rows = rows
+        large = len(rows.primary) >= 4 * BLOCK_ROWS
+        self.block_rows = BLOCK_ROWS if large else min(BLOCK_ROWS, SMALL_BLOCK_ROWS)
 
     def __len__(self) -> int:
         return len(self.rows.primary)
 
     def blocks(self) -> Iterator[tuple[int, Rows]]:
-        """Views of at most BLOCK_ROWS rows, each with its first row's number."""
+        """Views of at most `block_rows` rows, each with its first row's number."""
         first = _rows_to_boundary(self.rows)
-        edges = [*range(first, len(self), BLOCK_ROWS), len(self)]
+        edges = [*range(first, len(self), self.block_rows), len(self)]
         for start, stop in itertools.pairwise([0, *edges] if first else edges):
             if stop > start:
                 yield start, take(self.rows, slice(start, stop))
@@ -53,6 +56,7 @@ class StreamRows:
             )
         self.chunks = chunks
         self.loss = loss
+        self.block_rows = BLOCK_ROWS
 
     def _reading(self) -> Iterator[Rows]:
         for chunk in self.chunks() if callable(self.chunks) else self.chunks:
@@ -66,11 +70,11 @@ class StreamRows:
         raise DataError("no rows: calibration needs at least one example")
 
     def blocks(self) -> Iterator[tuple[int, Rows]]:
-        """The chunks cut into at most BLOCK_ROWS rows, each with its first row's number."""
+        """The chunks cut into at most `block_rows` rows, each with its first row's number."""
         start = 0
         for rows in self._reading():
-            for offset in range(0, len(rows.primary), BLOCK_ROWS):
-                block = take(rows, slice(offset, offset + BLOCK_ROWS))
+            for offset in range(0, len(rows.primary), self.block_rows):
+                block = take(rows, slice(offset, offset + self.block_rows))
                 yield start, block
                 start += len(block.primary)
         if not start:

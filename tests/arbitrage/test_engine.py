@@ -43,8 +43,7 @@ LOSSES = [
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Everything is large: blocks of 512 rows, sorting up to 300, XLA for any size."""
-    for module in ("sources", "bracket", "radix"):
-        monkeypatch.setattr(f"arbitrage.{module}.BLOCK_ROWS", 512)
+    monkeypatch.setattr("arbitrage.sources.BLOCK_ROWS", 512)
     monkeypatch.setattr("arbitrage.bracket.SORT_ROWS", 300)
     monkeypatch.setattr("arbitrage.bracket.SPREAD_ROWS", 100)
     monkeypatch.setattr("arbitrage.risk.SMALL", 0)

@@ -38,6 +38,8 @@ from arbitrage.risk import Calibration, calibrate, calibrate_steps, calibrate_st
 from arbitrage.rows import Rows
 from arbitrage.scores import ScoreTable, join, softmax
 from arbitrage.several import JointCalibration, strictest
+from arbitrage.split_evaluation import evaluate_splits
+from arbitrage.splits import SplitSelection, calibrate_splits
 from arbitrage.version import __version__
 from arbitrage.weighted import calibrate_weighted
 
@@ -61,18 +63,21 @@ __all__ = [
     "Route",
     "Rows",
     "ScoreTable",
+    "SplitSelection",
     "UsageError",
     "__version__",
     "calibrate",
     "calibrate_betting",
     "calibrate_files",
     "calibrate_groups",
+    "calibrate_splits",
     "calibrate_steps",
     "calibrate_stream",
     "calibrate_weighted",
     "choose",
     "evaluate",
     "evaluate_files",
+    "evaluate_splits",
     "frontier_curve",
     "gaps",
     "join",

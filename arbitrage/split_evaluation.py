@@ -60,14 +60,15 @@ def evaluate_splits(
     (arXiv 2506.00911, Eq. 2, and the smaller loss of a full menu), and measured on the test part.
 
     Args:
-      primary, guardian: joined tables of the same rows (`frontier.prepare`), any units.
+      primary, guardian: tables of the same questions, after any transform (`softmax`).
       alpha: A risk levels; bound: B; as in `calibrate`.
       loss: "guardian_shortfall", or "guardian_correct" for its binarised form, which needs labels.
       splits, size, fraction, seed: as in `random_splits`.
-      cluster: (N,) integer codes of rows that stay together (`cluster_codes`). With `cluster_mean`
-        the losses of a cluster are averaged, every mean is over clusters, and the guarantee holds
-        for a new cluster with n = number of calibration clusters. Without it rows stay the units:
-        n counts rows, and as rows of a cluster are dependent no guarantee is claimed.
+      cluster: (N,) integer codes of the Primary's rows that stay together (`cluster_codes`). With
+        `cluster_mean` the losses of a cluster are averaged, every mean is over clusters, and the
+        guarantee holds for a new cluster with n = number of calibration clusters. Without it rows
+        stay the units: n counts rows, and as rows of a cluster are dependent no guarantee is
+        claimed.
       costs: default: 0 for the Primary and 1 for the Guardian, so that cost = Guardian rate.
       baselines: names of `baselines.NAMES`, all by default; curves: also what the figures need.
       threads: of this process; progress: told the number of splits done, block by block.

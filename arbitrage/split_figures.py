@@ -126,7 +126,7 @@ def group_threshold_figure(evaluation: Mapping[str, Any]):
         axes.plot([], [], MARKERS[order], color=colour, label=f"alpha = {entry['alpha']:g}")
         for row, (_, group) in enumerate(groups):
             found = group["thresholds"][at]
-            if found is None:
+            if found is None or group["feasible"][at] < 0.5:
                 continue
             low, high, y = found["p10"], found["p90"], row + 0.22 * (order - 1)
             axes.plot([low, high], [y, y], color=colour, lw=1.2)

@@ -25,7 +25,7 @@ from arbitrage.policies import (
     state_columns,
     steps,
 )
-from arbitrage.scores import ScoreTable
+from arbitrage.scores import ScoreTable, join
 from arbitrage.selection import Levels, Number, exact_alphas, exact_number
 from arbitrage.splits import SortedEvents, sort_events
 
@@ -89,7 +89,8 @@ def problem(
     cluster=None,
     cluster_mean: bool = True,
 ) -> Problem:
-    """Prepares two joined tables (`frontier.prepare`); see `split_evaluation`."""
+    """Joins and prepares two tables; the arguments are those of `evaluate_splits`."""
+    primary, guardian = join(primary, guardian)
     limit = exact_number(bound, "bound")
     levels, _ = exact_alphas(alpha, limit)
     if loss not in LOSSES:

@@ -11,6 +11,7 @@ import functools
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -18,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from arbitrage.errors import UsageError
-from arbitrage.loss_curves import LossCurves
+from arbitrage.loss_curves import SHORTFALL, LossCurves, loss_curves
+from arbitrage.losses import Loss
 from arbitrage.selection import Levels, Number, exact_alphas, exact_number, loss_budget
 
 STRETCH = 128  # events whose masked drops are first added up together
@@ -105,6 +107,7 @@ class SortedEvents:
     Fields:
       gap: (M,) float32, increasing.
       drop: (M',) int64, M' = M rounded up to a multiple of STRETCH; 0 in the padding.
+      drop_float: the same as float64 (exact: drops and sums of a stretch are below 2^53).
       row: (M',) int64.
       run_end: (M,) int64, index of the last event with the same gap.
       floor: (N,) int64, loss of each unit at lambda = infinity, or None if all are 0.
@@ -113,6 +116,7 @@ class SortedEvents:
 
     gap: np.ndarray
     drop: np.ndarray
+    drop_float: np.ndarray
     row: np.ndarray
     run_end: np.ndarray
     floor: np.ndarray | None
@@ -128,9 +132,11 @@ def sort_events(curves: LossCurves) -> SortedEvents:
     ends = np.flatnonzero(last)
     floor = curves.base.copy()
     np.subtract.at(floor, curves.row, curves.drop)
+    drop = np.pad(curves.drop[order], padding)
     return SortedEvents(
         gap=gap,
-        drop=np.pad(curves.drop[order], padding),
+        drop=drop,
+        drop_float=drop.astype(np.float64),
         row=np.pad(curves.row[order], padding),
         run_end=ends[np.cumsum(last) - last],
         floor=floor if floor.any() else None,
@@ -182,7 +188,9 @@ def loss_budgets(
     alphas: tuple[Fraction, ...], bound: Fraction, n: np.ndarray, quantum: float
 ) -> np.ndarray:
     """(S, A) int64: `loss_budget` of every alpha for calibration halves of n (S,) units."""
-    return np.array([_budgets(alphas, bound, count, quantum) for count in n.tolist()], np.int64)
+    counts, which = np.unique(n, return_inverse=True)
+    rows = [_budgets(alphas, bound, count, quantum) for count in counts.tolist()]
+    return np.array(rows, dtype=np.int64)[which]
 
 
 @functools.lru_cache(maxsize=4096)
@@ -244,17 +252,16 @@ def _stretch_sums(events: SortedEvents, member: np.ndarray) -> np.ndarray:
     """(b, M' / STRETCH) int64: what each stretch of events removes from the members' losses."""
     count, size = len(member), min(CHUNK_EVENTS, len(events.drop))
     sums = np.empty((count, len(events.drop) // STRETCH), dtype=np.int64)
-    inside, removed = np.empty((count, size), dtype=bool), np.empty((count, size), dtype=np.int64)
+    inside, factor = np.empty((count, size), dtype=bool), np.empty((count, size))
     # In chunks, so that what is written is still in cache when it is read.
     for start in range(0, len(events.drop), size):
         part = slice(start, min(start + size, len(events.drop)))
-        width = part.stop - start
-        taken, drops = inside[:, :width], removed[:, :width]
+        taken, factors = inside[:, : part.stop - start], factor[:, : part.stop - start]
         np.take(member, events.row[part], axis=1, out=taken, mode="clip")
-        drops[...] = taken
-        drops *= events.drop[part]
-        into = sums[:, start // STRETCH : part.stop // STRETCH]
-        drops.reshape(count, -1, STRETCH).sum(axis=2, out=into)
+        factors[...] = taken
+        drops = events.drop_float[part].reshape(-1, STRETCH)
+        found = np.vecdot(factors.reshape(count, -1, STRETCH), drops)
+        sums[:, start // STRETCH : part.stop // STRETCH] = found
     return sums
 
 
@@ -279,9 +286,49 @@ def map_splits(
     """
     blocks = [range(at, min(at + block, n_splits)) for at in range(0, n_splits, block)]
     results = []
-    with ThreadPoolExecutor(max_workers=max(1, threads)) as pool:
-        for numbers, result in zip(blocks, pool.map(work, blocks), strict=True):
+    with ThreadPoolExecutor(max_workers=threads) if threads > 1 else nullcontext() as pool:
+        found = map(work, blocks) if pool is None else pool.map(work, blocks)
+        for numbers, result in zip(blocks, found, strict=True):
             results.append(result)
             if progress is not None:
                 progress(len(numbers))
     return results
+
+
+def calibrate_splits(
+    primary,
+    guardian,
+    *,
+    alpha: Levels,
+    bound: Number,
+    splits: int = 1000,
+    size: int | None = None,
+    fraction: Number = "0.5",
+    seed: int = 0,
+    cluster=None,
+    mask=None,
+    label=None,
+    loss: Loss = SHORTFALL,
+    threads: int = 1,
+) -> SplitSelection:
+    """`calibrate` on many random calibration halves, the step functions being built once.
+
+    Args:
+      primary, guardian, mask, label, loss, alpha, bound: as in `calibrate`, and the same errors.
+      splits, size, fraction, seed, cluster: as in `random_splits`, which gives the same halves.
+      threads: of this process.
+    """
+    limit = exact_number(bound, "bound")
+    levels = exact_alphas(alpha, limit)[0]
+    curves = loss_curves(primary, guardian, bound=limit, mask=mask, label=label, loss=loss)
+    events = sort_events(curves)
+
+    def part(numbers: range) -> SplitSelection:
+        halves = random_splits(
+            curves.n, numbers, size=size, fraction=fraction, seed=seed, cluster=cluster
+        )
+        return split_thresholds(events, halves, levels, limit)
+
+    parts = map_splits(part, splits, threads=threads)
+    fields = zip(*((p.threshold, p.total, p.feasible, p.n) for p in parts), strict=True)
+    return SplitSelection(*(np.concatenate(field) for field in fields))

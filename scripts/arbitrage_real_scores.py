@@ -19,7 +19,7 @@ import itertools
 import os
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -42,7 +42,7 @@ COLUMNS = (
     "primary_risk", "threshold", "guardian_rate", "accuracy", "risk", "risk_sd", "risk_mc_error",
     "delta", "delta_sd", "delta_stderr", "max_probability_accuracy",
 )  # fmt: skip
-Row = Mapping[str, Any]
+Row = dict[str, Any]
 _tables: dict[str, ScoreTable] = {}
 
 
@@ -100,9 +100,8 @@ def all_rows(folder: Path, tasks: list, splits: int, processes: int) -> Iterable
 def counts_table(rows: list[Row], loss: str, menu: str) -> str:
     """How many pairs keep alpha, and how many beat the random router, per alpha; Markdown."""
     lines = [
-        "| alpha | pairs | risk <= alpha | within 2 errors | Primary alone above alpha "
-        "| beats random | by 2 errors | falls short by 2 errors | mean Delta "
-        "| beats max probability |",
+        "| alpha | pairs | kept | within 2 errors | acting | beats random | by 2 errors "
+        "| worse by 2 errors | mean Delta | beats max probability |",
         "|---" * 10 + "|",
     ]
     for alpha in ALPHAS:
@@ -175,7 +174,7 @@ def _main() -> None:
         atomic_path(options.output, options.overwrite) as temporary,
         open(temporary, "w", newline="", encoding="utf-8") as file,
     ):
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer: csv.DictWriter[str] = csv.DictWriter(file, list(COLUMNS), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     report(rows, options.folder, options.splits)

@@ -2,11 +2,11 @@
 
     python scripts/benchmarks/bench_splits.py --rows 100000 --splits 1000 --repeats 3
 
-Both ways draw the splits inside the timed part. The loop draws a permutation, takes the events of
-the calibration half, sorts them once and reads all alphas off; `split_thresholds` sorts the events
-of all rows once (also timed) and passes over them for each split. Making the step functions from
-the scores is the same work for both and is not timed. The loop is timed on `--loop-splits` splits
-and scaled up, since it takes the same time for each. Results are compared bit for bit first.
+Both ways draw the splits inside the timed part. The loop draws a half (`Generator.choice`), takes
+the events of that half, sorts them once and reads all alphas off; `split_thresholds` sorts the
+events of all rows once (also timed) and passes over them for each split. Making the step functions
+from the scores is the same work for both and is not timed. The loop is timed on `--loop-splits`
+splits and scaled up, since it takes the same time for each. Results are compared bit for bit first.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import numpy as np
 from timing import best_times, environment, print_table
 
 from arbitrage.cli import OneLineParser
-from arbitrage.clusters import take_units
 from arbitrage.errors import run_cli
 from arbitrage.loss_curves import LossCurves, loss_curves
 from arbitrage.selection import loss_budget, risk_steps, select
@@ -29,17 +28,20 @@ def loop_thresholds(curves: LossCurves, halves, alphas: list[Fraction]) -> np.nd
     """(S, A): each split's events sorted, all alphas read off."""
     found = []
     for half in halves:
-        part = take_units(curves, half)
+        at = half[curves.row]
+        part = LossCurves(
+            curves.base[half], curves.gap[at], curves.drop[at], curves.row[at], curves.quantum
+        )
         budgets = [loss_budget(a, Fraction(1), part.n, part.quantum) for a in alphas]
         found.append(select(risk_steps(part), budgets).threshold)
     return np.array(found)
 
 
-def permuted_halves(n: int, count: int, rng: np.random.Generator):
-    """`count` random halves, one at a time, the usual way."""
+def drawn_halves(n: int, count: int, rng: np.random.Generator):
+    """`count` random halves, one at a time."""
     for _ in range(count):
         half = np.zeros(n, dtype=bool)
-        half[rng.permutation(n)[: n // 2]] = True
+        half[rng.choice(n, n // 2, replace=False, shuffle=False)] = True
         yield half
 
 
@@ -63,7 +65,7 @@ def measure(rows: int, options: int, splits: int, levels: int, loop_splits: int,
     np.testing.assert_array_equal(same, loop_thresholds(curves, halves, alphas))
     tasks = {
         "loop, one sort per split": lambda: loop_thresholds(
-            curves, permuted_halves(rows, loop_splits, rng), alphas
+            curves, drawn_halves(rows, loop_splits, rng), alphas
         ),
         "one global sort, 1 thread": lambda: fast(1),
         "one global sort, 2 threads": lambda: fast(2),

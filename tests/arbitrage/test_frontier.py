@@ -99,7 +99,7 @@ def test_other_losses_are_measured_with_their_own_policy(name):
     overall = evaluate(policy, primary, guardian)["overall"]
     losses, correct = [], []
     for i in range(60):
-        action = oracle.deployed(p[i], g[i], primary.mask[i], np.float32(0.3))
+        action = oracle.deployed(p[i], g[i], primary.mask[i], float(np.float32(0.3)))
         gap = oracle.row_gaps(p[i], primary.mask[i])
         if policy.full_menu and sum(value <= np.float32(0.3) for value in gap.values()) > 1:
             action = int(g[i].argmax())

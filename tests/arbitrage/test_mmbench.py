@@ -86,7 +86,7 @@ def test_every_pair_script_at_a_small_size(folder, tmp_path):
     done = run_python(script, str(folder), "--pairs", "3", "--splits", "40", "--processes", "2",
                       "--output", str(output))  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "6 of 6 in" in done.stderr and done.stdout.count("| alpha | pairs") == 4
+    assert "6 of 6 in" in done.stderr and done.stdout.count("| alpha | pairs | kept") == 4
     assert "Primary" in done.stdout and "```text" in done.stdout
     rows = list(csv.DictReader(output.read_text().splitlines()))
     assert len(rows) == 3 * 2 * 2 * 5  # pairs, losses, menus, alphas
@@ -100,7 +100,7 @@ def test_every_pair_script_at_a_small_size(folder, tmp_path):
 def test_answers_only_leaves_out_the_two_that_abstain(folder):
     sys.path.insert(0, str(ROOT / "scripts"))
     try:
-        from prepare_mmbench import read_model
+        from prepare_mmbench import read_model  # pyright: ignore[reportMissingImports]
     finally:
         sys.path.pop(0)
     whole = read_model(folder, PAIR[0], all_rotations=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import oracle
@@ -108,7 +109,8 @@ def test_clusters_stay_together():
 
 
 def test_bad_sizes_are_named():
-    for options in ({"size": 0}, {"size": 10}, {"fraction": 1}, {"fraction": "0.01"}):
+    bad: list[dict[str, Any]] = [{"size": 0}, {"size": 10}, {"fraction": 1}, {"fraction": "0.01"}]
+    for options in bad:
         with pytest.raises(UsageError, match="empty half"):
             random_splits(10, 1, **options)
     with pytest.raises(UsageError, match="at least one"):

@@ -79,7 +79,7 @@ class Stretch:
 def select_by_bracket(
     source: HostRows | StreamRows, n: int, budgets: Sequence[int], loss: Loss, bound: Fraction
 ) -> Selection | None:
-    """The `Selection` of each budget over n rows; None where a bracket does not hold or a row is bad.
+    """The `Selection` of each budget over n rows; None where no bracket holds or a row is bad.
 
     `select_by_digits` then gives the answer, or the error. Meant for few budgets: each adds its
     share to the pass. Raises DataError where a stream does not have n rows.

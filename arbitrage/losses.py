@@ -41,6 +41,11 @@ class Loss(Protocol):
         ...
 
     @property
+    def full_menu(self) -> bool:
+        """Whether the Guardian is shown all options of a deferred row, not only the candidates."""
+        ...
+
+    @property
     def words(self) -> str:
         """What is kept at most alpha, to stand before "is at most alpha"."""
         ...
@@ -64,6 +69,7 @@ class GuardianShortfall:
     name = "guardian_shortfall"
     needs_label = False
     binary = False
+    full_menu = False
     words = (
         "what the deployed answer falls short of the Guardian's best, in the Guardian's own score,"
     )
@@ -84,6 +90,7 @@ class GuardianCorrect:
     name = "guardian_correct"
     needs_label = True
     binary = True
+    full_menu = False
     words = "the share of rows where the Guardian is right and its answer is lost"
 
     def values(self, gap, guardian, valid, label):
@@ -110,6 +117,7 @@ class FullMenuShortfall:
     name = "full_menu"
     needs_label = False
     binary = False
+    full_menu = True
     words = GuardianShortfall.words
 
     def values(self, gap, guardian, valid, label):
@@ -134,6 +142,7 @@ class AbsoluteShortfall:
 
     needs_label = False
     binary = False
+    full_menu = False
 
     def __post_init__(self):
         if not np.isfinite(np.float32(self.tau)):
@@ -185,6 +194,11 @@ class Exceeds:
     def needs_label(self) -> bool:
         """As the loss it counts."""
         return self.of.needs_label
+
+    @property
+    def full_menu(self) -> bool:
+        """As the loss it counts."""
+        return self.of.full_menu
 
     @property
     def words(self) -> str:

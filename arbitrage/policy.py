@@ -14,7 +14,7 @@ import numpy as np
 from arbitrage.candidates import array_namespace, gaps
 from arbitrage.errors import DataError, UsageError
 from arbitrage.io import read_json, write_json
-from arbitrage.losses import LOSS_FORMS, FullMenuShortfall, loss_by_name
+from arbitrage.losses import LOSS_FORMS, loss_by_name
 from arbitrage.selection import Number, exact_number
 
 SCHEMA_VERSION = 2
@@ -145,7 +145,7 @@ class Policy:
     @property
     def full_menu(self) -> bool:
         """Whether the Guardian is shown all options of a deferred row, not only the candidates."""
-        return self.loss == FullMenuShortfall.name
+        return loss_by_name(self.loss).full_menu
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object; infinite thresholds are the string "inf"."""

@@ -177,6 +177,7 @@ class UserLoss:
     name = "user"
     needs_label = False
     binary = False
+    full_menu = False
     words = "the loss given by the caller"
 
     def values(self, gap, guardian, valid, label):

@@ -42,7 +42,7 @@ def test_online_replays_the_rows_in_order(tmp_path, capsys):
     assert len(output.read_text().splitlines()) == 301
 
     control = OnlineControl(0.1, 0.5, 1.0)
-    state, limits, losses = online_files(*paths, control)
+    state, limits, losses = online_files(paths[0], paths[1], control)
     lam = 0.0
     for row in range(300):
         assert limits[row] == pytest.approx(np.inf if lam >= 1 else lam, abs=1e-12)

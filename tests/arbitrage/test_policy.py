@@ -119,6 +119,26 @@ def test_policy_survives_its_file(tmp_path):
         again.threshold(0.2)
 
 
+def test_a_policy_with_groups_and_one_for_the_full_menu():
+    policy = make_policy(group_thresholds={"a": (math.inf, 0.25), "b": (0.5, 0.125)})
+    assert Policy.from_json(policy.to_json()) == policy
+    limits = policy.row_threshold("0.1", np.array(["b", "never seen", "a"]))
+    assert limits.tolist() == [0.125, math.inf, 0.25]
+    assert policy.row_threshold(0.01, ["b", "a"]).tolist() == [0.5, math.inf]
+    with pytest.raises(UsageError, match="give the rows' groups"):
+        policy.row_threshold("0.1")
+    p = f32([[0.5, 0.4, 0.1]] * 3)
+    assert route(p, limits).defer.tolist() == [True, True, True]
+    assert route(p, f32([0.0, 0.1, np.inf])).candidates.sum(axis=1).tolist() == [1, 2, 3]
+    assert not policy.full_menu
+    for loss in ("full_menu", "exceeds(full_menu, 0.1)"):
+        assert make_policy(loss=loss).full_menu
+    g = f32([[0, 1, 9]])
+    assert choose(p[:1], g, 0.2).tolist() == [1]
+    assert choose(p[:1], g, 0.2, full_menu=True).tolist() == [2]
+    assert choose(p[:1], g, 0.0, full_menu=True).tolist() == [0]
+
+
 @pytest.mark.parametrize("name", list(make_policy().to_json()))
 def test_missing_field(name, tmp_path):
     content = make_policy().to_json()

@@ -120,6 +120,7 @@ def synthetic_evaluation() -> dict:
         metadata={},
         created="2000-01-01",
         software="test",
+        guarantee=found.guarantee,
     )
     ids = np.array([str(i) for i in range(400)])
     group = np.array(NAMES)[rng.integers(0, 3, 400)]

@@ -15,6 +15,7 @@ from arbitrage.errors import DataError, UsageError
 from arbitrage.groups import calibrate_groups
 from arbitrage.losses import Loss
 from arbitrage.policy import METHODS, route
+from arbitrage.progress import ShownStream
 from arbitrage.risk import Calibration, calibrate, calibrate_stream
 from arbitrage.scores import ScoreTable
 from arbitrage.selection import Levels, Number
@@ -110,7 +111,8 @@ def calibrate_blocks(task: Task, stream) -> Found:
         raise UsageError("a stream is calibrated as a whole, with crc, hoeffding_bentkus, binomial")
     if task.loss.needs_label and not stream.has_label:
         raise UsageError(f"the loss {task.loss.name} needs a label column in one of the tables")
-    return _found(calibrate_stream(stream, control=task.control(), **task.arguments))
+    shown = ShownStream(stream)
+    return _found(calibrate_stream(shown, control=task.control(), **task.arguments))
 
 
 def _found(found: Calibration, groups: dict | None = None, note: str = "") -> Found:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 from arbitrage.clusters import cluster_codes
@@ -14,6 +12,7 @@ from arbitrage.costs import Costs, parse_cost
 from arbitrage.file_calibration import question_ids
 from arbitrage.frontier import prepare
 from arbitrage.io import atomic_path, check_output, write_json
+from arbitrage.progress import progress_bar
 from arbitrage.scores import ScoreTable
 from arbitrage.selection import Levels, Number
 from arbitrage.split_evaluation import evaluate_splits
@@ -67,7 +66,8 @@ def frontier_files(
         "softmax" if softmax else "none",
     )
     codes = None if cluster is None else cluster_codes(primary, cluster)
-    with question_ids(primary.question_id), _bar(options.get("splits", 1000), progress) as tell:
+    bar = progress_bar(options.get("splits", 1000), "split", progress)
+    with question_ids(primary.question_id), bar as tell:
         result = evaluate_splits(
             primary, guardian, alpha=alpha, bound=bound, cluster=codes,
             cluster_mean=cluster_mean, costs=costs, progress=tell, **options,
@@ -91,25 +91,6 @@ def frontier_files(
 
         write_figures(result, figures, overwrite=overwrite, figures=split_figures(result))
     return result
-
-
-@contextmanager
-def _bar(total: int, wanted: bool) -> Iterator[Callable[[int], None] | None]:
-    """A progress bar's `update` on a terminal, else None."""
-    if not wanted or not sys.stderr.isatty():
-        yield None
-        return
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        yield None
-        return
-    with tqdm(total=total, unit="split", delay=1.0, leave=False) as bar:
-
-        def tell(done: int) -> None:
-            bar.update(done)
-
-        yield tell
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

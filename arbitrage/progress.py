@@ -12,7 +12,7 @@ from arbitrage.rows import Rows
 @contextmanager
 def progress_bar(
     total: int, unit: str, wanted: bool = True, *, delay: float = 1.0
-) -> Iterator[Callable[[int], None]]:
+) -> Iterator[Callable[[int], object]]:
     """A function that is told how many more are done.
 
     Shown on a terminal after `delay` seconds, if tqdm is installed.
@@ -24,7 +24,7 @@ def progress_bar(
             pass
         else:
             with tqdm(total=total, unit=unit, unit_scale=True, delay=delay, leave=False) as bar:
-                yield lambda done: bar.update(done) and None
+                yield bar.update
             return
     yield lambda done: None
 

@@ -52,7 +52,7 @@ def evaluate_splits(
     baselines: Collection[str] = NAMES,
     curves: bool = True,
     threads: int = 1,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> dict[str, Any]:
     """Conformal policies (restricted and full menu) and baselines over random splits.
 

@@ -70,7 +70,7 @@ def run_splits(
     baselines: Collection[str] = NAMES,
     grid: dict[str, np.ndarray] | None = None,
     threads: int = 1,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> SplitValues:
     """Draws the splits and looks every number up.
 

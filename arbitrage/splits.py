@@ -278,7 +278,7 @@ def map_splits(
     *,
     block: int = 32,
     threads: int = 1,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> list[Any]:
     """`work` on each block of split numbers, in order, in threads (NumPy runs outside the GIL).
 

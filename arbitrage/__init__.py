@@ -15,7 +15,7 @@ the deployed answer, in the Guardian's score, stays below alpha (Overman and Bay
 Importing this package needs NumPy alone; JAX, pyarrow and matplotlib load when they are first used.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from arbitrage.betting import BettingCalibration, calibrate_betting
 from arbitrage.bounds import ExactBinomial, ExpectedRisk, HoeffdingBentkus
@@ -42,6 +42,9 @@ from arbitrage.split_evaluation import evaluate_splits
 from arbitrage.splits import SplitSelection, calibrate_splits
 from arbitrage.version import __version__
 from arbitrage.weighted import calibrate_weighted
+
+if TYPE_CHECKING:
+    from arbitrage.streams import open_stream
 
 __all__ = [
     "AbsoluteShortfall",

@@ -65,7 +65,6 @@ def calibrate_files(
     """
     if output is not None:
         check_output(output, overwrite)
-    from arbitrage.filesystems import sha256_place
     from arbitrage.streams import open_stream
 
     task = Task(alpha, bound, loss_by_name(loss), method, delta, groups, weights, test_weight)
@@ -93,8 +92,8 @@ def calibrate_files(
         delta=delta,
         transform="softmax" if softmax else "none",
         calibration_sha256={
-            "primary": sha256_place(primary_path),
-            "guardian": sha256_place(guardian_path),
+            "primary": sha256_file(primary_path),
+            "guardian": sha256_file(guardian_path),
         },
         metadata=metadata,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -121,8 +120,6 @@ def evaluate_files(
     `figures` is a folder for the three figures, as SVG and PNG. The result's `inputs` says which
     files were used; `held_out` is false when one of them is a file the policy was calibrated on.
     """
-    from arbitrage.filesystems import sha256_place
-
     if output is not None:
         check_output(output, overwrite)
     if figures is not None:
@@ -134,7 +131,7 @@ def evaluate_files(
     guardian = ScoreTable.read(guardian_path, columns=columns, **reading)
     with question_ids(primary.question_id):
         result = evaluate(policy, primary, guardian)
-    hashes = {"primary": sha256_place(primary_path), "guardian": sha256_place(guardian_path)}
+    hashes = {"primary": sha256_file(primary_path), "guardian": sha256_file(guardian_path)}
     seen = set(policy.calibration_sha256.values()) & set(hashes.values())
     result["held_out"] = not seen
     result["inputs"] = {

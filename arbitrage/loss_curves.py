@@ -305,10 +305,10 @@ def check_shapes(rows: Rows, loss: Loss) -> None:
         raise UsageError(f"label must hold {len(p)} integers, not {label.dtype} {label.shape}")
 
 
-def chunks(rows: Rows, size: int = CHUNK_ROWS) -> Iterator[tuple[int, Rows]]:
-    """The rows in blocks of `size`, each with the number of its first row."""
-    for start in range(0, len(rows.primary), size):
-        part = slice(start, start + size)
+def chunks(rows: Rows) -> Iterator[tuple[int, Rows]]:
+    """The rows in blocks of CHUNK_ROWS, each with the number of its first row."""
+    for start in range(0, len(rows.primary), CHUNK_ROWS):
+        part = slice(start, start + CHUNK_ROWS)
         yield start, Rows(*(None if array is None else array[part] for array in rows))
 
 

@@ -124,18 +124,21 @@ def device_pass(rows: Rows, loss: Loss, bound: Fraction) -> Pass:
     limit = loss_limit(bound, quantum)
     n = rows.primary.shape[0]
     split = rows.primary.sharding.num_devices > 1
+    where = {"sharding": rows.primary.sharding}
+    with jax.enable_x64(True):
+        # The same in every pass: the device keeps them.
+        costs = (
+            costs_of_shards(rows, **where, **static) if split else costs_of_block(rows, **static)
+        )
 
     def one_pass(slot_of, shift, bits, slots):
         size = {"shift": shift, "bits": bits, "slots": slots}
         with jax.enable_x64(True):
             if split:
-                where = {"sharding": rows.primary.sharding}
-                each = costs_of_shards(rows, **where, **static)
-                each = falls_of_shards(each, slot_of, limit, **where, **size)
+                each = falls_of_shards(costs, slot_of, limit, **where, **size)
                 found = digit_sums_of_shards(each, bins=slots << bits, **where)
             else:
-                each = costs_of_block(rows, **static)
-                each = falls_of_block(each, n, slot_of, limit, **size)
+                each = falls_of_block(costs, n, slot_of, limit, **size)
                 found = digit_sums_of_block(each, 0, bins=slots << bits)
             found = as_numpy(found)
         if found.first_bad < n:

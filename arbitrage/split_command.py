@@ -11,7 +11,7 @@ from arbitrage.commands import StrPath
 from arbitrage.costs import Costs, parse_cost
 from arbitrage.file_calibration import question_ids
 from arbitrage.frontier import prepare
-from arbitrage.io import atomic_path, check_output, write_json
+from arbitrage.io import atomic_path, check_output, sha256_file, write_json
 from arbitrage.progress import progress_bar
 from arbitrage.scores import ScoreTable
 from arbitrage.selection import Levels, Number
@@ -49,8 +49,6 @@ def frontier_files(
       progress: a progress bar, on a terminal and with tqdm installed.
       options: further arguments of `evaluate_splits` (loss, splits, fraction, size, seed, threads).
     """
-    from arbitrage.filesystems import sha256_place
-
     for path in (output, csv):
         if path is not None:
             check_output(path, overwrite)
@@ -75,8 +73,8 @@ def frontier_files(
     result["cluster"] = cluster
     result["transform"] = "softmax" if softmax else "none"
     result["inputs"] = {
-        "primary": sha256_place(primary_path),
-        "guardian": sha256_place(guardian_path),
+        "primary": sha256_file(primary_path),
+        "guardian": sha256_file(guardian_path),
         "metadata": {"primary": dict(primary.metadata), "guardian": dict(guardian.metadata)},
     }
     result["software"] = f"arbitrage {__version__}"

@@ -159,6 +159,9 @@ def test_a_stream_is_read_at_most_three_times(small_blocks, monkeypatch):
             *(np.concatenate(c) if c[0] is not None else None for c in zip(*chunks, strict=True))
         )
         same(got, sorted_answer(rows, FEW))
+        many = Sized(chunks)
+        same(run_stream(many, MANY), sorted_answer(rows, MANY))
+        assert many.readings <= 3
 
 
 def test_blocks_of_different_widths(small_blocks):

@@ -47,7 +47,7 @@ def frontier_files(
       cluster: a column, or COLUMN%M (`cluster_codes`).
       output: JSON file; csv: CSV file; figures: a folder for SVG and PNG files.
       progress: a progress bar, on a terminal and with tqdm installed.
-      options: further arguments of `evaluate_splits` (loss, splits, fraction, size, seed, threads).
+      options: further arguments of `evaluate_splits` (loss, n_splits, fraction, size, seed, threads).
     """
     for path in (output, csv):
         if path is not None:
@@ -64,7 +64,7 @@ def frontier_files(
         "softmax" if softmax else "none",
     )
     codes = None if cluster is None else cluster_codes(primary, cluster)
-    bar = progress_bar(options.get("splits", 1000), "split", progress)
+    bar = progress_bar(options.get("n_splits", 1000), "split", progress)
     with question_ids(primary.question_id), bar as tell:
         result = evaluate_splits(
             primary, guardian, alpha=alpha, bound=bound, cluster=codes,
@@ -151,7 +151,7 @@ def run(options: argparse.Namespace, reading: Mapping[str, Any]) -> None:
         bound=options.bound,
         loss=options.loss,
         softmax=options.softmax,
-        splits=options.splits,
+        n_splits=options.splits,
         fraction=options.fraction,
         size=options.size,
         seed=options.seed,

@@ -42,7 +42,7 @@ def evaluate_splits(
     alpha: Levels,
     bound: Number = 1,
     loss: str = "guardian_shortfall",
-    splits: int = 1000,
+    n_splits: int = 1000,
     size: int | None = None,
     fraction: Number = "0.5",
     seed: int = 0,
@@ -63,7 +63,7 @@ def evaluate_splits(
       primary, guardian: tables of the same questions, after any transform (`softmax`).
       alpha: A risk levels; bound: B; as in `calibrate`.
       loss: "guardian_shortfall", or "guardian_correct" for its binarised form, which needs labels.
-      splits, size, fraction, seed: as in `random_splits`.
+      n_splits: how many; size, fraction, seed: as in `random_splits`.
       cluster: (N,) integer codes of the Primary's rows that stay together (`cluster_codes`). With
         `cluster_mean` the losses of a cluster are averaged, every mean is over clusters, and the
         guarantee holds for a new cluster with n = number of calibration clusters. Without it rows
@@ -85,17 +85,17 @@ def evaluate_splits(
     )  # fmt: skip
     grid = {name: _grid(menu.steps.knob) for name, menu in data.menus.items()} if curves else {}
     values = run_splits(
-        data, splits, size=size, fraction=fraction, seed=seed, baselines=baselines,
+        data, n_splits, size=size, fraction=fraction, seed=seed, baselines=baselines,
         grid=grid, threads=threads, progress=progress,
     )  # fmt: skip
-    result = _header(data, values, costs or Costs(), splits, seed)
+    result = _header(data, values, costs or Costs(), n_splits, seed)
     result |= _alone(data, values)
     result["policies"] = [entry for name in MENUS for entry in _policies(data, values, name)]
     result["areas"] = {name: _area(data, values, name) for name in MENUS}
     if curves:
         result["curves"] = {name: _bands(data, values, name, grid[name]) for name in MENUS}
         result["set_sizes"] = _set_sizes(data, values)
-        result["groups"] = _groups(data, splits, size, fraction, seed)
+        result["groups"] = _groups(data, n_splits, size, fraction, seed)
     return result
 
 

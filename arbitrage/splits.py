@@ -301,7 +301,7 @@ def calibrate_splits(
     *,
     alpha: Levels,
     bound: Number,
-    splits: int = 1000,
+    n_splits: int = 1000,
     size: int | None = None,
     fraction: Number = "0.5",
     seed: int = 0,
@@ -315,7 +315,7 @@ def calibrate_splits(
 
     Args:
       primary, guardian, mask, label, loss, alpha, bound: as in `calibrate`, and the same errors.
-      splits, size, fraction, seed, cluster: as in `random_splits`, which gives the same halves.
+      n_splits: how many; size, fraction, seed, cluster: as in `random_splits`, which gives the same halves.
       threads: of this process.
     """
     limit = exact_number(bound, "bound")
@@ -329,6 +329,6 @@ def calibrate_splits(
         )
         return split_thresholds(events, halves, levels, limit)
 
-    parts = map_splits(part, splits, threads=threads)
+    parts = map_splits(part, n_splits, threads=threads)
     fields = zip(*((p.threshold, p.total, p.feasible, p.n) for p in parts), strict=True)
     return SplitSelection(*(np.concatenate(field) for field in fields))

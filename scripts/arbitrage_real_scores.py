@@ -58,7 +58,7 @@ def pair_result(pair: tuple[str, str], loss: str, splits: int, **options: Any) -
     primary, guardian = (_tables[model] for model in pair)
     codes = cluster_codes(primary, f"question_id%{BASE_QUESTIONS}")
     return evaluate_splits(
-        primary, guardian, alpha=ALPHAS, loss=loss, splits=splits, cluster=codes, **options
+        primary, guardian, alpha=ALPHAS, loss=loss, n_splits=splits, cluster=codes, **options
     )
 
 

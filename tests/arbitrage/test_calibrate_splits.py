@@ -20,7 +20,7 @@ def test_each_split_is_calibrated_as_if_alone(halves, loss):
     p, g = rng.random((2, 120, 4), dtype=np.float32)
     mask = np.arange(4) < rng.integers(1, 5, 120)[:, None]
     options: dict[str, Any] = {"alpha": ["0.1", "0.3"], "bound": 1, "loss": loss}
-    found = calibrate_splits(p, g, splits=40, seed=7, mask=mask, threads=2, **options, **halves)
+    found = calibrate_splits(p, g, n_splits=40, seed=7, mask=mask, threads=2, **options, **halves)
     assert found.threshold.shape == (40, 2)
     members = random_splits(120, 40, seed=7, **halves)
     for half, limits, n in zip(members, found.threshold, found.n, strict=True):

@@ -232,7 +232,7 @@ def smallest(slow: Slow, codes, half, alpha: Fraction, unit: Fraction) -> float:
 
 def test_delta_areas_and_errors():
     primary, guardian = two_tables(200)
-    result = evaluate_splits(primary, guardian, alpha=ALPHAS, splits=25, costs=PRICES, threads=2)
+    result = evaluate_splits(primary, guardian, alpha=ALPHAS, n_splits=25, costs=PRICES, threads=2)
     data = problem(primary, guardian, alpha=ALPHAS, costs=PRICES)
     values = run_splits(data, 25)
     names = data.alone.names
@@ -270,7 +270,7 @@ def test_standard_error_of_clusters_and_of_delta():
     for seed in range(60):
         primary, guardian = (make_table(120, seed=seed + 1000 * k, group=None) for k in (0, 1))
         guardian = make_table(120, scores=guardian.scores, label=primary.label, group=None)
-        result = evaluate_splits(primary, guardian, alpha="0.2", splits=8, curves=False,
+        result = evaluate_splits(primary, guardian, alpha="0.2", n_splits=8, curves=False,
                                  baselines=())  # fmt: skip
         entry = result["policies"][0]["delta"]
         deltas.append(entry["mean"])
@@ -282,7 +282,7 @@ def test_standard_error_of_clusters_and_of_delta():
 def test_mean_realised_risk_is_within_alpha():
     primary, guardian = two_tables(300)
     for loss in ("guardian_shortfall", "guardian_correct"):
-        result = evaluate_splits(primary, guardian, alpha=["0.05", "0.1", "0.2"], splits=150,
+        result = evaluate_splits(primary, guardian, alpha=["0.05", "0.1", "0.2"], n_splits=150,
                                  loss=loss, baselines=(), curves=False)  # fmt: skip
         for entry in result["policies"]:
             assert entry["risk"]["mean"] <= entry["alpha"] + 3 * entry["risk"]["mc_error"]
@@ -290,7 +290,7 @@ def test_mean_realised_risk_is_within_alpha():
 
 def test_without_labels_and_with_infeasible_levels():
     primary, guardian = two_tables(60, label=None, group=None)
-    result = evaluate_splits(primary, guardian, alpha=["0.01", "0.2"], splits=6)
+    result = evaluate_splits(primary, guardian, alpha=["0.01", "0.2"], n_splits=6)
     first, second = result["policies"][:2]
     assert first["threshold"] == "inf" and first["feasible"] == 0 and first["risk"]["mean"] == 0
     assert second["accuracy"] is None and second["delta"] is None
@@ -302,15 +302,15 @@ def test_without_labels_and_with_infeasible_levels():
     assert line.split()[:2] == ["restricted", "0.01"] and " inf " in line
     assert split_table(result).split()[:3] == ["policy", "p", "lost"]
     with pytest.raises(UsageError, match="label"):
-        evaluate_splits(primary, guardian, alpha="0.2", loss="guardian_correct", splits=2)
+        evaluate_splits(primary, guardian, alpha="0.2", loss="guardian_correct", n_splits=2)
     with pytest.raises(UsageError, match="one of guardian_shortfall, guardian_correct"):
-        evaluate_splits(primary, guardian, alpha="0.2", loss="full_menu", splits=2)
+        evaluate_splits(primary, guardian, alpha="0.2", loss="full_menu", n_splits=2)
     with pytest.raises(UsageError, match="at least 1"):
-        evaluate_splits(primary, guardian, alpha="0.2", splits=0)
+        evaluate_splits(primary, guardian, alpha="0.2", n_splits=0)
 
 
 def test_equal_costs_leave_no_line():
     primary, guardian = two_tables(60)
-    result = evaluate_splits(primary, guardian, alpha="0.2", splits=4, costs=Costs(1.0, 1.0))
+    result = evaluate_splits(primary, guardian, alpha="0.2", n_splits=4, costs=Costs(1.0, 1.0))
     entry = result["policies"][0]
     assert entry["delta"] is None and entry["baselines"]["random_router"]["accuracy"] is None

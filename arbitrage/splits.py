@@ -315,7 +315,7 @@ def calibrate_splits(
 
     Args:
       primary, guardian, mask, label, loss, alpha, bound: as in `calibrate`, and the same errors.
-      n_splits: how many; size, fraction, seed, cluster: as in `random_splits`, which gives the same halves.
+      n_splits: how many; size, fraction, seed, cluster: as in `random_splits`, of the same halves.
       threads: of this process.
     """
     limit = exact_number(bound, "bound")

@@ -47,7 +47,7 @@ def frontier_files(
       cluster: a column, or COLUMN%M (`cluster_codes`).
       output: JSON file; csv: CSV file; figures: a folder for SVG and PNG files.
       progress: a progress bar, on a terminal and with tqdm installed.
-      options: further arguments of `evaluate_splits`: loss, n_splits, fraction, size, seed, threads.
+      options: further arguments of `evaluate_splits` (loss, n_splits, size, seed, threads ...).
     """
     for path in (output, csv):
         if path is not None:

@@ -18,9 +18,33 @@ OBJECTIVES = ("helpful", "harmless", "honest")
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """Backbone shape, in Hugging Face's Llama terms. `vocab_size: 0` takes the tokenizer's."""
+class RopeScaling:
+    """How rotary frequencies are stretched for long contexts, in Hugging Face's terms.
 
+    linear: every frequency divided by `factor` (Chen et al. 2023). llama3: only the slow ones, with
+    a smooth step between the two frequency factors (Llama 3.1). yarn: by wavelength between the two
+    betas, with the attention's temperature `attention_factor` (Peng et al. 2023).
+    """
+
+    kind: Literal["linear", "llama3", "yarn"] = "linear"
+    factor: float = 1.0
+    original_max_position_embeddings: int = 0
+    low_freq_factor: float = 1.0  # llama3
+    high_freq_factor: float = 4.0  # llama3
+    beta_fast: float = 32.0  # yarn
+    beta_slow: float = 1.0  # yarn
+    attention_factor: float = 1.0  # yarn
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Backbone shape, in Hugging Face's terms. `vocab_size: 0` takes the tokenizer's.
+
+    `models/families.py` says which architecture has which of the options. `dtype` is what layers
+    compute in; norms, softmax, router and logits are float32 whatever it is.
+    """
+
+    family: Literal["llama", "mistral", "gemma", "gemma2", "qwen2", "qwen3"] = "llama"
     vocab_size: int = 0
     hidden_size: int = 128
     intermediate_size: int = 352
@@ -28,9 +52,28 @@ class ModelConfig:
     num_attention_heads: int = 4
     num_key_value_heads: int = 2
     head_dim: int = 32
+    max_position_embeddings: int = 4096
     rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
     rms_norm_eps: float = 1e-5
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    hidden_act: Literal["silu", "gelu", "gelu_tanh"] = "silu"
+    tie_word_embeddings: bool = False
+    scale_embeddings: bool = False  # times sqrt(D)
+    qkv_bias: bool = False
+    o_bias: bool = False
+    qk_norm: bool = False  # RMSNorm of every query and key head
+    norm_offset: float = 0.0  # norms multiply by offset + scale; Gemma 1
+    post_norms: bool = False  # norms behind attention and FFN, too
+    query_scale: float = 0.0  # queries are divided by its root; 0 takes head_dim
+    attention_softcap: float = 0.0  # 0: none
+    logit_softcap: float = 0.0
+    windows: tuple[int, ...] = ()  # sliding window of each layer, 0 for none; () for none anywhere
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    param_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+    def window(self, layer: int) -> int:
+        """Sliding window of a layer in tokens, 0 for full attention."""
+        return self.windows[layer] if self.windows else 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,8 +264,13 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
         raise UsageError(f"config {name}={value!r}: allowed are {list(typing.get_args(hint))}")
     if origin is tuple:
         items = value if isinstance(value, list | tuple) else [value]
-        return tuple(str(item) for item in items)
+        if typing.get_args(hint)[0] is str:  # decimals such as 0.1 keep their text
+            return tuple(str(item) for item in items)
+        return tuple(_convert(typing.get_args(hint)[0], item, name) for item in items)
     allowed = typing.get_args(hint) if origin is types.UnionType else (hint,)
+    section = next((t for t in allowed if dataclasses.is_dataclass(t)), None)
+    if section is not None and value is not None:
+        return from_dict(typing.cast(type, section), value, name)
     if float in allowed and isinstance(value, int | str) and not isinstance(value, bool):
         try:  # YAML reads 1e-3 as text
             value = float(value)

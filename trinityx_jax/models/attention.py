@@ -1,6 +1,8 @@
-"""Causal grouped-query attention with rotary position embedding."""
+"""Grouped-query attention with rotary position embedding, over a sequence or over a cache."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,50 +10,94 @@ from flax import nnx
 
 from trinityx_jax.config import ModelConfig
 from trinityx_jax.models.ffn import Linear
+from trinityx_jax.models.norm import RMSNorm
+from trinityx_jax.models.rope import rotary
 
 
-def rotary(x_blhd: jax.Array, positions_bl: jax.Array, theta: float) -> jax.Array:
-    """Rotary embedding in Hugging Face's half-split layout (Su et al. 2021, RoPE).
+class KeyValue(NamedTuple):
+    """Keys (rotated) and values of one layer, (B, G, S, d) each: G heads, S positions."""
 
-    Feature i of the first half turns with feature i of the second by position / theta^(2i/d);
-    angles in float32, result in x's dtype.
-    """
-    half = x_blhd.shape[-1] // 2
-    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle = positions_bl[:, :, None, None].astype(jnp.float32) * frequency
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
-    first, second = jnp.split(x_blhd.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x_blhd.dtype)
+    key: jax.Array
+    value: jax.Array
 
 
 class Attention(nnx.Module):
-    """Llama's `self_attn`: H query heads share G key/value heads."""
+    """`self_attn`: H query heads share G key/value heads."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        dtype = jnp.dtype(config.dtype)
         D, d = config.hidden_size, config.head_dim
-        self.head_dim = d
-        self.theta = config.rope_theta
-        self.q_proj = Linear(D, config.num_attention_heads * d, dtype, rngs)
-        self.k_proj = Linear(D, config.num_key_value_heads * d, dtype, rngs)
-        self.v_proj = Linear(D, config.num_key_value_heads * d, dtype, rngs)
-        self.o_proj = Linear(config.num_attention_heads * d, D, dtype, rngs)
+        H, G = config.num_attention_heads, config.num_key_value_heads
+        self.config = config
+        self.q_proj = Linear(D, H * d, config, rngs, use_bias=config.qkv_bias)
+        self.k_proj = Linear(D, G * d, config, rngs, use_bias=config.qkv_bias)
+        self.v_proj = Linear(D, G * d, config, rngs, use_bias=config.qkv_bias)
+        self.o_proj = Linear(H * d, D, config, rngs, use_bias=config.o_bias)
+        if config.qk_norm:
+            self.q_norm = RMSNorm(d, config)
+            self.k_norm = RMSNorm(d, config)
 
     def __call__(
-        self, x_bld: jax.Array, positions_bl: jax.Array, mask_b1ll: jax.Array
-    ) -> jax.Array:
-        """(B, L, D) to (B, L, D); `mask` is True where a query may see a key."""
-        heads = (*x_bld.shape[:2], -1, self.head_dim)
-        q = rotary(self.q_proj(x_bld).reshape(heads), positions_bl, self.theta)
-        k = rotary(self.k_proj(x_bld).reshape(heads), positions_bl, self.theta)
+        self,
+        x_bld: jax.Array,
+        positions_bl: jax.Array,
+        visible_bls: jax.Array,
+        cache: KeyValue | None = None,
+        at: jax.Array | int = 0,
+    ) -> tuple[jax.Array, KeyValue]:
+        """(B, L, D) to (B, L, D), and the keys and values it looked at.
+
+        `visible` is True where a query may see a key. With a `cache` of S positions, the L new keys
+        and values are written to it from position `at` on, and the queries see the whole cache.
+        """
+        c = self.config
+        heads = (*x_bld.shape[:2], -1, c.head_dim)
+        q, k = self.q_proj(x_bld).reshape(heads), self.k_proj(x_bld).reshape(heads)
+        if c.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
         v = self.v_proj(x_bld).reshape(heads)
-        mixed = jax.nn.dot_product_attention(q, k, v, mask=mask_b1ll)
-        return self.o_proj(mixed.reshape(*x_bld.shape[:2], -1))
+        new = KeyValue(rotary(k, positions_bl, c).swapaxes(1, 2), v.swapaxes(1, 2))
+        if cache is not None:
+            new = KeyValue(*(
+                jax.lax.dynamic_update_slice_in_dim(old, fresh, at, axis=2)
+                for old, fresh in zip(cache, new, strict=True)
+            ))  # fmt: skip
+        mixed = attend(
+            rotary(q, positions_bl, c),
+            new,
+            visible_bls,
+            scale=(c.query_scale or c.head_dim) ** -0.5,
+            softcap=c.attention_softcap,
+        )
+        return self.o_proj(mixed), new
 
 
-def causal_mask(segment_ids_bl: jax.Array) -> jax.Array:
-    """(B, 1, L, L) bool: a token sees itself and earlier tokens of its own packed segment."""
-    same = segment_ids_bl[:, None, :, None] == segment_ids_bl[:, None, None, :]
-    length = segment_ids_bl.shape[1]
-    return same & jnp.tril(jnp.ones((1, 1, length, length), bool))
+def attend(
+    q_blhd: jax.Array, kv: KeyValue, visible_bls: jax.Array, *, scale: float, softcap: float = 0.0
+) -> jax.Array:
+    """softmax(q k / sqrt(..)) v with the heads side by side: (B, L, H * d); softmax in float32.
+
+    `softcap` c bounds the logits by c tanh(x / c) (Gemma 2), which jax.nn.dot_product_attention
+    has no argument for.
+    """
+    B, L, _, d = q_blhd.shape
+    q = (q_blhd * scale).reshape(B, L, kv.key.shape[1], -1, d)
+    logits = jnp.einsum("blgrd,bgsd->bgrls", q, kv.key, preferred_element_type=jnp.float32)
+    if softcap:
+        logits = softcap * jnp.tanh(logits / softcap)
+    # Not -inf: a padding token that sees nothing must not become NaN.
+    logits = jnp.where(visible_bls[:, None, None], logits, jnp.finfo(jnp.float32).min)
+    p = jax.nn.softmax(logits, axis=-1).astype(kv.value.dtype)
+    return jnp.einsum("bgrls,bgsd->blgrd", p, kv.value).reshape(B, L, -1)
+
+
+def causal(segment_ids_bl: jax.Array) -> jax.Array:
+    """(B, L, L) bool: a token sees itself and earlier tokens of its own packed segment."""
+    same = segment_ids_bl[:, :, None] == segment_ids_bl[:, None, :]
+    return same & jnp.tril(jnp.ones(same.shape[1:], bool))
+
+
+def within(window: int, visible_bls: jax.Array, query_bl: jax.Array, key_bs: jax.Array):
+    """`visible` narrowed to keys less than `window` positions back; 0 narrows nothing."""
+    if not window:
+        return visible_bls
+    return visible_bls & (query_bl[:, :, None] - key_bs[:, None, :] < window)

@@ -1,6 +1,8 @@
-"""The dense SwiGLU feed-forward network f0 of the frozen backbone."""
+"""The dense gated feed-forward network f0 of the frozen backbone."""
 
 from __future__ import annotations
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,16 +10,31 @@ from flax import nnx
 
 from trinityx_jax.config import ModelConfig
 
+ACTIVATIONS = {
+    "silu": jax.nn.silu,
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+}
+
 
 class Linear(nnx.Linear):
-    """Bias-free projection, kernel (in, out) float32, computed in `dtype`."""
+    """Projection with kernel (in, out), computed in the model's dtype."""
 
-    def __init__(self, in_features: int, out_features: int, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        config: ModelConfig,
+        rngs: nnx.Rngs,
+        *,
+        use_bias: bool = False,
+    ):
         super().__init__(
             in_features,
             out_features,
-            use_bias=False,
-            dtype=dtype,
+            use_bias=use_bias,
+            dtype=jnp.dtype(config.dtype),
+            param_dtype=jnp.dtype(config.param_dtype),
             kernel_init=nnx.initializers.variance_scaling(1.0, "fan_in", "normal"),
             rngs=rngs,
         )
@@ -29,17 +46,20 @@ class Linear(nnx.Linear):
 
 
 class FFN(nnx.Module):
-    """f0(x) = (silu(x Wg) * (x Wu)) Wd, named as Llama's `mlp` (Shazeer 2020, SwiGLU)."""
+    """f0(x) = (act(x Wg) * (x Wu)) Wd, named as Llama's `mlp` (Shazeer 2020, SwiGLU, GeGLU)."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        dtype = jnp.dtype(config.dtype)
         D, F = config.hidden_size, config.intermediate_size
-        self.gate_proj = Linear(D, F, dtype, rngs)
-        self.up_proj = Linear(D, F, dtype, rngs)
-        self.down_proj = Linear(F, D, dtype, rngs)
+        self.act = ACTIVATIONS[config.hidden_act]
+        self.gate_proj = Linear(D, F, config, rngs)
+        self.up_proj = Linear(D, F, config, rngs)
+        self.down_proj = Linear(F, D, config, rngs)
 
     def __call__(self, x_bld: jax.Array, routing: object = None) -> tuple[jax.Array, jax.Array]:
         """(B, L, D) to (B, L, D), and the gate logits (B, L, 0) of no experts."""
         del routing  # there is one way only
-        y_bld = self.down_proj(jax.nn.silu(self.gate_proj(x_bld)) * self.up_proj(x_bld))
-        return y_bld, jnp.zeros((*x_bld.shape[:-1], 0))
+        return self.base(x_bld), jnp.zeros((*x_bld.shape[:-1], 0))
+
+    def base(self, x_bld: jax.Array) -> jax.Array:
+        """f0(x)."""
+        return self.down_proj(self.act(self.gate_proj(x_bld)) * self.up_proj(x_bld))

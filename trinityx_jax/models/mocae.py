@@ -5,7 +5,7 @@ down. E_e is nonlinear, so task vectors cannot be averaged; but the base product
 down projection is linear, hence
 
     g0 = x Wg ; u0 = x Wu
-    a_e = silu(g0 + s x Ag_e Bg_e) * (u0 + s x Au_e Bu_e)
+    a_e = act(g0 + s x Ag_e Bg_e) * (u0 + s x Au_e Bu_e)
     y = sum_e w_e E_e(x) = (sum_e w_e a_e) Wd + s sum_e w_e (a_e Ad_e) Bd_e
 
 with three full-size matrix products whatever E is. Letters: B batch, L sequence, D model width,
@@ -20,7 +20,7 @@ from flax import nnx
 
 from trinityx_jax.config import MoCaEConfig, ModelConfig
 from trinityx_jax.models.ffn import FFN
-from trinityx_jax.models.router import Forced, Router, Routing
+from trinityx_jax.models.router import Backbone, Forced, Router, Routing
 
 
 class TaskVector(nnx.Variable):
@@ -67,11 +67,19 @@ class MoCaE(FFN):
         self.router = Router(config.hidden_size, num_experts, rngs)
 
     def __call__(self, x_bld: jax.Array, routing: Routing) -> tuple[jax.Array, jax.Array]:
-        """(B, L, D) to the routed output (B, L, D) and the gate logits z (B, L, E) float32."""
+        """(B, L, D) to the routed output (B, L, D) and the gate logits z (B, L, E) float32.
+
+        A `Forced` routing with n experts for each row gives n copies of the rows, (n B, L, D).
+        """
         logits_ble = self.router(x_bld)
-        if isinstance(routing, Forced):
-            return self._forced(x_bld, routing.expert_b), logits_ble
-        return self._mixture(x_bld, routing.weights(logits_ble, self.router)), logits_ble
+        match routing:
+            case Backbone():
+                return self.base(x_bld), logits_ble
+            case Forced():
+                y_bld = self._forced(x_bld, routing)
+                return y_bld, jnp.tile(logits_ble, (len(y_bld) // len(x_bld), 1, 1))
+            case _:
+                return self._mixture(x_bld, routing.weights(logits_ble, self.router)), logits_ble
 
     def _mixture(self, x_bld: jax.Array, w_ble: jax.Array) -> jax.Array:
         """y = (sum_e w_e a_e) Wd + s sum_e w_e (a_e Ad_e) Bd_e."""
@@ -83,16 +91,19 @@ class MoCaE(FFN):
             for e in range(w_ble.shape[-1]):
                 gate = g0_blf + s * tv.gate.move(x_bld, e)
                 up = u0_blf + s * tv.up.move(x_bld, e)
-                weighted_blf = w_ble[..., e, None].astype(gate.dtype) * jax.nn.silu(gate) * up
+                weighted_blf = w_ble[..., e, None].astype(gate.dtype) * self.act(gate) * up
                 mixed_blf = mixed_blf + weighted_blf
                 moved_bld = moved_bld + tv.down.move(weighted_blf, e)
         with jax.named_scope("combine"):
             return self.down_proj(mixed_blf) + s * moved_bld
 
-    def _forced(self, x_bld: jax.Array, expert_b: jax.Array) -> jax.Array:
+    def _forced(self, x_bld: jax.Array, routing: Forced) -> jax.Array:
         """E_e(x) with each row's own expert: one expert's low-rank products per row."""
-        s, tv = self.scale, self.task_vectors
-        gate = self.gate_proj(x_bld) + s * tv.gate.move_rows(x_bld, expert_b)
-        up = self.up_proj(x_bld) + s * tv.up.move_rows(x_bld, expert_b)
-        a_blf = jax.nn.silu(gate) * up
-        return self.down_proj(a_blf) + s * tv.down.move_rows(a_blf, expert_b)
+        copies = (len(routing.expert_b) // len(x_bld), 1, 1)
+        s, tv = self.scale * routing.coefficients(x_bld.dtype), self.task_vectors
+        g0, u0 = (jnp.tile(project(x_bld), copies) for project in (self.gate_proj, self.up_proj))
+        x_bld = jnp.tile(x_bld, copies)
+        gate = g0 + s * tv.gate.move_rows(x_bld, routing.expert_b)
+        up = u0 + s * tv.up.move_rows(x_bld, routing.expert_b)
+        a_blf = self.act(gate) * up
+        return self.down_proj(a_blf) + s * tv.down.move_rows(a_blf, routing.expert_b)

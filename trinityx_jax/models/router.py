@@ -96,10 +96,29 @@ class Uniform:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Forced:
-    """One known expert per row: `expert_b` (B,) int32. Costs one expert, not E."""
+    """One known expert per row: `expert_b` (B,) int32. Costs one expert, not E.
+
+    `coefficient_b` (B,) scales the row's task vector, T -> c T: -1 is its negation. None: 1.
+    """
 
     expert_b: jax.Array
+    coefficient_b: jax.Array | None = None
 
     def weights(self, logits_ble: jax.Array, router: Router) -> jax.Array:
         one_hot = jax.nn.one_hot(self.expert_b, logits_ble.shape[-1], dtype=jnp.float32)
         return jnp.broadcast_to(one_hot[:, None, :], logits_ble.shape)
+
+    def coefficients(self, dtype: jnp.dtype) -> jax.Array | float:
+        """c, broadcastable to (B, L, D)."""
+        if self.coefficient_b is None:
+            return 1.0
+        return self.coefficient_b.astype(dtype)[:, None, None]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+    """No expert at all: the frozen FFN alone."""
+
+    def weights(self, logits_ble: jax.Array, router: Router) -> jax.Array:
+        return jnp.zeros_like(logits_ble)

@@ -106,7 +106,7 @@ class DataConfig:
     held_out_rows: int = 400  # per objective and held-out split; microworld only
     pretrain_rows: int = 20_000  # microworld only
     vocab_size: int = 4096  # byte-pair tokenizer; hhh only
-    template: str = "{prompt} ="
+    template: str = "{prompt} ="  # or chat: the Hugging Face backbone's own
     max_length: int = 64  # tokens a packed row
 
 
@@ -170,10 +170,18 @@ class ArbitrageConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The whole run. `backbone` names a finished pretrain checkpoint to start from instead."""
+    """The whole run.
+
+    `backbone` names what to start from instead of pretraining: the checkpoint folder of a finished
+    pretrain stage, a Hugging Face folder, or an org/name on its hub, at `backbone_revision`. A
+    Hugging Face backbone brings its shape, tokenizer and special tokens; of `model` only `dtype`
+    and `param_dtype` may then be set: layers compute in `dtype`, and the parameters keep the
+    checkpoint's type unless `param_dtype` narrows it.
+    """
 
     seed: int = 0
     backbone: str | None = None
+    backbone_revision: str | None = None
     model: ModelConfig = ModelConfig()
     mocae: MoCaEConfig = MoCaEConfig()
     data: DataConfig = DataConfig()
@@ -332,8 +340,12 @@ def _check(c: Config) -> None:
         raise UsageError(
             f"config mocae.top_k={c.mocae.top_k}: from 1 to {len(OBJECTIVES)} experts, or 0 for all"
         )
-    if c.data.template.count("{prompt}") != 1:
-        raise UsageError(f"config data.template={c.data.template!r} must hold {{prompt}} once")
+    if c.data.template != "chat" and c.data.template.count("{prompt}") != 1:
+        raise UsageError(
+            f"config data.template={c.data.template!r} must hold {{prompt}} once, or be chat"
+        )
+    if c.backbone_revision is not None and c.backbone is None:
+        raise UsageError("config backbone_revision is for a Hugging Face backbone; name one")
     for alpha in c.arbitrage.alphas:
         try:
             inside = 0 < float(alpha) < c.arbitrage.bound

@@ -21,7 +21,7 @@ from trinityx_jax.errors import DataError, UsageError
 
 # In order; each stage is redone when one of the configuration sections behind it changes.
 STAGES: dict[str, tuple[str, ...]] = {
-    "pretrain": ("seed", "backbone", "model", "data", "pretrain"),
+    "pretrain": ("seed", "backbone", "backbone_revision", "model", "data", "pretrain"),
     "train-experts": ("mocae", "experts"),
     "train-router": ("router", "router_loss"),
     "calibrate-router": ("calibration",),

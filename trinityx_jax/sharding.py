@@ -24,7 +24,11 @@ PARAMETERS: dict[str, tuple[str | None, ...]] = {
     "q_proj.kernel": ("embed", "heads"),  # (D, H)
     "k_proj.kernel": ("embed", "heads"),
     "v_proj.kernel": ("embed", "heads"),
+    "q_proj.bias": ("heads",),  # (H,)
+    "k_proj.bias": ("heads",),
+    "v_proj.bias": ("heads",),
     "o_proj.kernel": ("heads", "embed"),  # (H, D)
+    "o_proj.bias": (None,),  # (D,)
     "gate_proj.kernel": ("embed", "ffn"),  # (D, F)
     "up_proj.kernel": ("embed", "ffn"),
     "down_proj.kernel": ("ffn", "embed"),  # (F, D)
@@ -94,12 +98,12 @@ def leaf_name(path: Any) -> str:
 def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """This process's rows of a batch as global arrays, split over the batch axes."""
     batch_sharding = sharding(mesh, "batch")
-    ways = _ways(mesh, "batch")
+    parts = ways(mesh, "batch")
     rows = len(next(iter(batch.values()))) * jax.process_count()
-    if rows % ways:
+    if rows % parts:
         raise UsageError(
-            f"a batch of {rows} rows cannot be split over {ways} devices (mesh axes data x fsdp); "
-            f"use a multiple of {ways} or a smaller mesh"
+            f"a batch of {rows} rows cannot be split over {parts} devices (mesh axes data x fsdp); "
+            f"use a multiple of {parts} or a smaller mesh"
         )
     return {
         key: jax.make_array_from_process_local_data(batch_sharding, value)
@@ -116,14 +120,15 @@ def _axes(name: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> tuple
     else:
         raise UsageError(f"no row of trinityx_jax.sharding.PARAMETERS fits {name} {shape}")
     for axis, size in zip(axes, shape, strict=True):
-        if axis is not None and size % _ways(mesh, axis):
+        if axis is not None and size % ways(mesh, axis):
             raise UsageError(
                 f"{name} {shape}: dimension {size} ({axis}) cannot be split over "
-                f"{_ways(mesh, axis)} devices; change the mesh or the model's size"
+                f"{ways(mesh, axis)} devices; change the mesh or the model's size"
             )
     return axes
 
 
-def _ways(mesh: Mesh | AbstractMesh, logical: str) -> int:
+def ways(mesh: Mesh | AbstractMesh, logical: str) -> int:
+    """Over how many devices a logical axis is split."""
     axes = MESH_AXES[logical]
     return int(np.prod([mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes)]))

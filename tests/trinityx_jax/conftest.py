@@ -1,9 +1,11 @@
-"""One tiny run of the whole chain, shared by the tests that look at its parts."""
+"""One tiny run of the whole chain, and tiny checkpoints, shared by the tests of their parts."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
+import pretrained as checkpoints
 import pytest
 
 from trinityx_jax import config as cfg
@@ -47,3 +49,25 @@ def tiny_run(tiny_config, tmp_path_factory) -> Run:
     run = Run(tmp_path_factory.mktemp("runs") / "tiny", tiny_config)
     quickstart(run, heading=lambda text: None)
     return run
+
+
+@pytest.fixture(scope="session")
+def pretrained(tmp_path_factory) -> Callable[[str], Path]:
+    """Folder of a tiny checkpoint that transformers wrote; read it, do not change it."""
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    folders = {}
+
+    def folder(case: str) -> Path:
+        if case not in folders:
+            folders[case] = tmp_path_factory.mktemp("pretrained") / case
+            checkpoints.write(case, folders[case])
+        return folders[case]
+
+    return folder
+
+
+@pytest.fixture(scope="session", params=checkpoints.CASES)
+def pretrained_case(request, pretrained) -> Path:
+    """The same for each case in turn."""
+    return pretrained(request.param)

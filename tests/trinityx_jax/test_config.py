@@ -41,6 +41,7 @@ def test_presets_name_every_key_they_set(name):
         ("seed.deep=1", "config seed={'deep': 1}: expected int"),
         ("data.source=web", "config data.source='web': allowed are ['microworld', 'hhh']"),
         ("data.template=hello", "must hold {prompt} once"),
+        ("backbone_revision=main", "backbone_revision is for a Hugging Face backbone"),
         ("model.num_key_value_heads=3", "must divide model.num_attention_heads=4"),
         ("model.head_dim=7", "rotary embedding needs an even size"),
         ("mocae.top_k=4", "from 1 to 3 experts, or 0 for all"),

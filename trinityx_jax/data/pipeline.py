@@ -10,11 +10,10 @@ from typing import Any
 
 import grain
 import numpy as np
-from tokenizers import Tokenizer
 
 from trinityx_jax.config import OBJECTIVES
+from trinityx_jax.data.codec import Codec
 from trinityx_jax.data.examples import Example
-from trinityx_jax.data.template import encode, shorten
 from trinityx_jax.errors import DataError, UsageError
 
 Batch = dict[str, np.ndarray]
@@ -31,7 +30,7 @@ class PackedRows:
     """Every example of one objective exactly once, several to a row of L positions.
 
     `fields`: tokens, targets, segment_ids, positions (R, L) int32 and loss_mask (R, L) float32.
-    `shortened`: examples that did not fit into L positions (see `template.shorten`).
+    `shortened`: examples that did not fit into L positions (see `Codec.shorten`).
     """
 
     fields: Mapping[str, np.ndarray]
@@ -70,9 +69,8 @@ class BatchIterator(Iterator[Batch]):
 
 def training_batches(
     rows_by_objective: Mapping[str, Sequence[Example]],
-    tokenizer: Tokenizer,
+    codec: Codec,
     *,
-    template: str,
     max_length: int,
     batch_size: int,
     seed: int,
@@ -85,7 +83,7 @@ def training_batches(
     With O objectives, B = O * batch_size / process_count and L = max_length, a batch holds
 
         tokens, targets   (B, L) int32    targets[i] is the token after tokens[i]
-        loss_mask         (B, L) float32  1 where the target is of the response or its <eos>
+        loss_mask         (B, L) float32  1 where the target is of the response or its end
                                           (`loss_on_prompt`: of the prompt, too)
         segment_ids       (B, L) int32    0 padding, 1.. the examples of a row
         positions         (B, L) int32    from 0 in every segment
@@ -106,8 +104,7 @@ def training_batches(
         stream_seed = zlib.crc32(f"{seed} {objective}".encode())
         packed[objective] = pack_rows(
             rows,
-            tokenizer,
-            template=template,
+            codec,
             max_length=max_length,
             seed=stream_seed,
             loss_on_prompt=loss_on_prompt,
@@ -128,9 +125,8 @@ def training_batches(
 
 def pack_rows(
     rows: Sequence[Example],
-    tokenizer: Tokenizer,
+    codec: Codec,
     *,
-    template: str,
     max_length: int,
     seed: int,
     loss_on_prompt: bool = False,
@@ -142,8 +138,8 @@ def pack_rows(
     def arrays(row: Example) -> dict[str, np.ndarray]:
         nonlocal shortened
         # n + 1 ids make n positions: the last id is only a target.
-        full = encode(tokenizer, template, row.prompt, row.response, example_id=row.example_id)
-        prompt, response = shorten(*full, max_length + 1)
+        full = codec.encode(row.prompt, row.response, example_id=row.example_id)
+        prompt, response = codec.shorten(*full, max_length + 1)
         shortened += (prompt, response) != full
         ids = np.array(prompt + response, np.int32)
         mask = np.ones(len(ids) - 1, np.float32)

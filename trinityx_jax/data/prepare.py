@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import shutil
@@ -22,7 +23,12 @@ from trinityx_jax.data.microworld import Microworld
 from trinityx_jax.data.microworld_builder import MicroworldBuilder
 from trinityx_jax.data.safety_pairs import SafetyPairs
 from trinityx_jax.data.sources import local_files
-from trinityx_jax.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
+from trinityx_jax.data.tokenizer import (
+    load_tokenizer,
+    save_tokenizer,
+    tokenizer_sha256,
+    train_tokenizer,
+)
 from trinityx_jax.data.truthful_qa import TruthfulQa
 from trinityx_jax.errors import DataError
 
@@ -36,10 +42,14 @@ class Datasets:
     """Prepared data. `verify` judges a free answer exactly and exists for the microworld only."""
 
     directory: Path
-    tokenizer: Tokenizer
     manifest: Mapping[str, Any]
     verify: Callable[[Example, str], bool] | None
     tables: Mapping[tuple[str, str], Rows]
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer trained on the corpus; UsageError where the backbone brings its own."""
+        return load_tokenizer(self.directory)
 
     def rows(self, objective: str, split: str) -> Rows:
         """Random access to the rows of an objective and split of SPLITS; reads from disk."""
@@ -54,8 +64,12 @@ class Datasets:
         return dict(self.manifest)
 
 
-def prepare(config: DataConfig, directory: Path, *, progress: bool = False) -> Datasets:
+def prepare(
+    config: DataConfig, directory: Path, *, own_tokenizer: bool = True, progress: bool = False
+) -> Datasets:
     """Builds, or finds already built, the data of `config` below `directory`.
+
+    `own_tokenizer`: with a tokenizer trained on the corpus; else rows alone, whatever the template.
 
     The folder's name carries a fingerprint of the configuration and of the input files, and it
     appears by one rename when all is written: another configuration gets another folder, and a
@@ -64,12 +78,12 @@ def prepare(config: DataConfig, directory: Path, *, progress: bool = False) -> D
     """
     directory = Path(directory)
     files = _input_files(config, directory, progress=progress)
-    target = directory / f"{config.source}-{_fingerprint(config, files)}"
+    target = directory / f"{config.source}-{_fingerprint(config, files, own_tokenizer)}"
     if not (target / _MANIFEST).is_file():
         directory.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=".preparing-", dir=directory))
         try:
-            _build(config, files, work, progress=progress)
+            _build(config, files, work, own_tokenizer=own_tokenizer, progress=progress)
             _put(work, target)
         finally:
             shutil.rmtree(work, ignore_errors=True)
@@ -84,18 +98,15 @@ def _input_files(config: DataConfig, directory: Path, *, progress: bool) -> dict
     return download_all(directory / "downloads", progress=progress)
 
 
-def _fingerprint(config: DataConfig, files: Mapping[str, Path]) -> str:
+def _fingerprint(config: DataConfig, files: Mapping[str, Path], own_tokenizer: bool) -> str:
     relevant: dict[str, Any] = {"format": FORMAT, "source": config.source, "seed": config.seed}
     if config.source == "microworld":
-        relevant |= {
-            "rows": [config.train_rows, config.held_out_rows, config.pretrain_rows],
-            "template": config.template,  # its words are in the vocabulary
-        }
+        relevant["rows"] = [config.train_rows, config.held_out_rows, config.pretrain_rows]
+        tokenizer = {"template": config.template}  # its words are in the vocabulary
     else:
-        relevant |= {
-            "vocab_size": config.vocab_size,
-            "files": {name: sha256_of(path) for name, path in sorted(files.items())},
-        }
+        relevant["files"] = {name: sha256_of(path) for name, path in sorted(files.items())}
+        tokenizer = {"vocab_size": config.vocab_size}
+    relevant |= tokenizer if own_tokenizer else {"tokenizer": None}
     text = json.dumps(relevant, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -124,7 +135,14 @@ def _builders(
     }
 
 
-def _build(config: DataConfig, files: Mapping[str, Path], root: Path, *, progress: bool) -> None:
+def _build(
+    config: DataConfig,
+    files: Mapping[str, Path],
+    root: Path,
+    *,
+    own_tokenizer: bool,
+    progress: bool,
+) -> None:
     builders = _builders(config, files, root)
     for builder in builders.values():
         write(builder, progress=progress)
@@ -132,22 +150,30 @@ def _build(config: DataConfig, files: Mapping[str, Path], root: Path, *, progres
     for (objective, split), data in rows.items():
         if not len(data):
             raise DataError(f"{objective}: no {split} rows in the input; give a larger file")
-    corpus = rows["pretrain", "train"]
-    vocabulary = _world(config).vocabulary() if config.source == "microworld" else None
-    texts = (text for row in corpus for text in (row.prompt, row.response))
-    tokenizer = train_tokenizer(config, texts, vocabulary)
-    save_tokenizer(tokenizer, root)
+    tokenizer = _trained(config, rows["pretrain", "train"]) if own_tokenizer else None
+    if tokenizer is not None:
+        save_tokenizer(tokenizer, root)
     manifest = {
         "source": config.source,
         "rows": {o: {s: len(rows[o, s]) for s in SPLITS} for o in OBJECTIVES},
         "pretrain": {s: len(rows["pretrain", s]) for s in PRETRAIN_SPLITS},
-        "vocab_size": tokenizer.get_vocab_size(),
+        "tokenizer": tokenizer
+        and {
+            "vocab_size": tokenizer.get_vocab_size(),
+            "sha256": tokenizer_sha256(tokenizer),
+        },
         "licences": {name: builder.licence for name, builder in builders.items()},
         "left_out": {
             name: dict(getattr(builder, "dropped", {})) for name, builder in builders.items()
         },
     }
     (root / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def _trained(config: DataConfig, corpus: Rows) -> Tokenizer:
+    vocabulary = _world(config).vocabulary() if config.source == "microworld" else None
+    texts = (text for row in corpus for text in (row.prompt, row.response))
+    return train_tokenizer(config, texts, vocabulary)
 
 
 def _sources(builders: Mapping[str, ExampleBuilder]) -> dict[tuple[str, str], Rows]:
@@ -174,7 +200,6 @@ def _open(config: DataConfig, files: Mapping[str, Path], target: Path) -> Datase
         raise DataError(f"{target}: damaged; delete the folder and run again") from e
     return Datasets(
         directory=target,
-        tokenizer=load_tokenizer(target),
         manifest=json.loads((target / _MANIFEST).read_text()),
         verify=_world(config).verify if config.source == "microworld" else None,
         tables=tables,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -75,6 +76,11 @@ def load_tokenizer(path: Path) -> Tokenizer:
         return _plain(Tokenizer.from_str(text))
     except Exception as e:  # the library raises bare Exception for bad JSON
         raise DataError(f"tokenizer {path}: damaged ({e}); delete it and prepare again") from e
+
+
+def tokenizer_sha256(tokenizer: Tokenizer) -> str:
+    """SHA-256 of all that the tokenizer is, for manifests."""
+    return hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
 
 
 def _plain(tokenizer: Tokenizer) -> Tokenizer:

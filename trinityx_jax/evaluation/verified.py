@@ -8,8 +8,7 @@ from tqdm import tqdm
 
 from trinityx_jax.config import OBJECTIVES
 from trinityx_jax.data.examples import Example
-from trinityx_jax.data.template import encode_prompt
-from trinityx_jax.inference.generate import greedy_answers
+from trinityx_jax.inference.generate import generate
 from trinityx_jax.inference.setup import ROUTINGS, Setup
 from trinityx_jax.models.parameters import Parameters
 
@@ -23,11 +22,14 @@ def verified_shares(
     verify: Callable[[Example, str], bool],
 ) -> list[list[float]]:
     """Share of rows answered rightly: objectives (rows) by ROUTINGS (columns)."""
-    prompts = [encode_prompt(setup.tokenizer, setup.template, row.prompt) for row in rows]
+    prompts = [setup.codec.prompt(row.prompt, example_id=row.example_id) for row in rows]
     columns = []
     for name in tqdm(ROUTINGS, desc="answers", unit="routing", disable=None):
-        answers = greedy_answers(setup, parameters, prompts, name, MAX_NEW_TOKENS)
-        right = [verify(row, answer) for row, answer in zip(rows, answers, strict=True)]
+        answers = generate(setup, parameters, prompts, name, max_new_tokens=MAX_NEW_TOKENS)
+        right = [
+            verify(row, setup.codec.decode(answer.ids))
+            for row, answer in zip(rows, answers, strict=True)
+        ]
         columns.append([_share(right, rows, objective) for objective in OBJECTIVES])
     return [list(shares) for shares in zip(*columns, strict=True)]
 

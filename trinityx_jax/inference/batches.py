@@ -15,10 +15,13 @@ class Tokens(NamedTuple):
     response: list[int]
 
 
-def bucket(length: int, longest: int) -> int:
-    """The padded length: the next of 16, 24, 32, 48, 64, 96 ... , at most `longest`."""
+def bucket(length: int, longest: int | None = None) -> int:
+    """The padded length: the next of 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, ... (at most a
+    quarter of it is padding from 64 on), and at most `longest`."""
     power = 1 << max((length - 1).bit_length(), 4)
-    return min(power * 3 // 4 if 16 < length <= power * 3 // 4 else power, longest)
+    step = power // (8 if power > 64 else 4)
+    size = 16 if length <= 16 else -(-length // step) * step
+    return size if longest is None else min(size, longest)
 
 
 def padded_batches(

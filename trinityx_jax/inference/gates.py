@@ -11,7 +11,6 @@ import numpy as np
 
 from trinityx_jax.config import OBJECTIVES
 from trinityx_jax.data.examples import Example
-from trinityx_jax.data.template import encode
 from trinityx_jax.inference.batches import Tokens, padded_batches
 from trinityx_jax.inference.setup import Setup
 from trinityx_jax.models.parameters import Architecture, Parameters
@@ -35,9 +34,7 @@ def collect_gates(setup: Setup, parameters: Parameters, rows: Sequence[Example])
     """Gate logits of every token of prompt and right response; padding never counts."""
     sequences = [
         Tokens(
-            *encode(
-                setup.tokenizer,
-                setup.template,
+            *setup.codec.encode(
                 row.prompt,
                 row.response,
                 max_length=setup.max_length + 1,

@@ -14,7 +14,9 @@ from jax.sharding import Mesh
 
 from trinityx_jax.alignment.task_vectors import importances
 from trinityx_jax.config import OBJECTIVES, ModelConfig
+from trinityx_jax.data.codec import Codec, check_vocabulary
 from trinityx_jax.data.examples import Example
+from trinityx_jax.data.own_codec import OwnCodec
 from trinityx_jax.data.prepare import Datasets, prepare
 from trinityx_jax.inference.setup import Setup
 from trinityx_jax.models.mocae import TaskVector
@@ -22,6 +24,7 @@ from trinityx_jax.models.parameters import Architecture, Parameters, architectur
 from trinityx_jax.models.router import Importance, Mixture, RouterWeight, Temperature
 from trinityx_jax.run import Run
 from trinityx_jax.sharding import make_mesh
+from trinityx_jax.stages.backbone import HfBackbone, find_backbone
 from trinityx_jax.training.checkpoint import load_parameters
 
 
@@ -32,13 +35,26 @@ class Context:
     run: Run
     data: Datasets
     mesh: Mesh
+    given: HfBackbone | Path | None  # what `backbone` names: a folder of Hugging Face's or ours
+
+    @functools.cached_property
+    def codec(self) -> Codec:
+        """How prompts and answers become token ids: the backbone's own way, if it has one."""
+        if isinstance(self.given, HfBackbone):
+            return self.given.codec(self.run.config)
+        return OwnCodec(self.data.tokenizer, self.run.config.data.template)
 
     @functools.cached_property
     def model_config(self) -> ModelConfig:
-        """The configured model; a vocabulary of 0 takes the tokenizer's size."""
-        model = self.run.config.model
-        size = model.vocab_size or self.data.tokenizer.get_vocab_size()
-        return dataclasses.replace(model, vocab_size=size)
+        """The backbone's shape, or the configured one; a vocabulary of 0 takes the tokenizer's."""
+        if isinstance(self.given, HfBackbone):
+            model = self.given.model_config(self.run.config)
+        else:
+            model = self.run.config.model
+            size = model.vocab_size or self.codec.vocab_size
+            model = dataclasses.replace(model, vocab_size=size)
+        check_vocabulary(self.codec, model.vocab_size, self.run.config.backbone or "config model")
+        return model
 
     @functools.cached_property
     def backbone(self) -> Architecture:
@@ -58,8 +74,7 @@ class Context:
         config = self.run.config
         return Setup(
             arch=self.mocae,
-            tokenizer=self.data.tokenizer,
-            template=config.data.template,
+            codec=self.codec,
             max_length=config.data.max_length,
             batch_size=config.score.batch_size,
             mesh=self.mesh,
@@ -74,10 +89,12 @@ class Context:
         """The run's random key for one named purpose."""
         return jax.random.fold_in(jax.random.key(self.run.config.seed), zlib.crc32(name.encode()))
 
-    @property
-    def backbone_checkpoint(self) -> Path:
-        given = self.run.config.backbone
-        return Path(given) if given else self.run.checkpoints("pretrain")
+    def read_backbone(self) -> Parameters:
+        """The backbone's parameters, from its checkpoint; DataError where they do not fit."""
+        if isinstance(self.given, HfBackbone):
+            return self.given.parameters(self.run.config, self.mesh)
+        folder = self.given or self.run.checkpoints("pretrain")
+        return load_parameters(folder, self.backbone.abstract(self.mesh))
 
     def fresh(self) -> Parameters:
         """Backbone from its checkpoint, new experts and router."""
@@ -115,7 +132,7 @@ class Context:
 
     def _backbone(self) -> Parameters:
         self.run.result("pretrain")
-        return load_parameters(self.backbone_checkpoint, self.backbone.abstract(self.mesh))
+        return self.read_backbone()
 
     def _trained(self, stage: str, kind: type) -> Parameters:
         self.run.result(stage)  # a stage that is not finished has no parameters to offer
@@ -123,7 +140,12 @@ class Context:
 
 
 def open_context(run: Run) -> Context:
-    """Prepares the rows (once a run folder) and the mesh."""
-    progress = sys.stderr.isatty()
-    data = prepare(run.config.data, run.directory / "data", progress=progress)
-    return Context(run, data, make_mesh(run.config.mesh))
+    """Finds the backbone, prepares the rows (once a run folder) and the mesh."""
+    given = find_backbone(run.config)
+    data = prepare(
+        run.config.data,
+        run.directory / "data",
+        own_tokenizer=not isinstance(given, HfBackbone),
+        progress=sys.stderr.isatty(),
+    )
+    return Context(run, data, make_mesh(run.config.mesh), given)

@@ -39,12 +39,10 @@ def train_experts(run: Run, objectives: Sequence[str] = OBJECTIVES) -> dict[str,
 
 def objective_batches(context: Context, batch_size: int, objectives: Sequence[str] = OBJECTIVES):
     """Packed training rows, `batch_size` of each objective; only responses are learnt."""
-    data = context.run.config.data
     return training_batches(
         {objective: context.data.rows(objective, "train") for objective in objectives},
-        context.data.tokenizer,
-        template=data.template,
-        max_length=data.max_length,
+        context.codec,
+        max_length=context.run.config.data.max_length,
         batch_size=batch_size,
         seed=context.run.config.seed,
         process_index=jax.process_index(),

@@ -13,7 +13,6 @@ from trinityx_jax.models.parameters import Architecture
 from trinityx_jax.run import Run
 from trinityx_jax.stages.context import Context, open_context
 from trinityx_jax.stages.fit import fit
-from trinityx_jax.training.checkpoint import load_parameters
 from trinityx_jax.training.step import Loss
 
 
@@ -21,9 +20,9 @@ def pretrain(run: Run) -> dict[str, Any]:
     """Trains the backbone, or checks the one that the configuration names."""
     context = open_context(run)
     arch = context.backbone
-    described = {"data": context.data.describe()}
+    described = {"data": context.data.describe(), "codec": context.codec.describe()}
     if run.config.backbone:
-        load_parameters(context.backbone_checkpoint, arch.abstract(context.mesh))
+        context.read_backbone()
         return {"skipped": f"backbone {run.config.backbone}"} | described
     fitted = fit(
         "pretrain",
@@ -40,12 +39,10 @@ def pretrain(run: Run) -> dict[str, Any]:
 
 def corpus_batches(context: Context):
     """Packed rows of the pretraining corpus; every token is learnt, prompts too."""
-    data = context.run.config.data
     return training_batches(
         {"pretrain": context.data.pretrain("train")},
-        context.data.tokenizer,
-        template=data.template,
-        max_length=data.max_length,
+        context.codec,
+        max_length=context.run.config.data.max_length,
         batch_size=context.run.config.pretrain.batch_size,
         seed=context.run.config.seed,
         process_index=jax.process_index(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -34,11 +35,12 @@ def score(run: Run) -> dict[str, Any]:
     rows: dict[str, list[Example]] = {}
     for split in SPLITS:
         rows[split] = context.held_out(split)
+        shared = _metadata(context, split)
         tables = {
-            name: _table(rows[split], scores, split, name, answer[name]["temperature"])
+            name: _table(rows[split], scores, name, answer[name]["temperature"], shared)
             for name, scores in option_scores(context.inference, parameters, rows[split]).items()
         }
-        tables["guardian"] = _guardian(tables, split)
+        tables["guardian"] = _guardian(tables, shared)
         for name, table in tables.items():
             table.write(run.scores(name, split), overwrite=run.resumed)
     return {
@@ -51,7 +53,25 @@ def score(run: Run) -> dict[str, Any]:
     }
 
 
-def _table(rows: list[Example], scores: np.ndarray, split: str, routing: str, temperature: float):
+def _metadata(context: Context, split: str) -> dict[str, str]:
+    """What all tables of a split share."""
+    codec = context.codec.describe()
+    text = {key: str(codec[key] or "") for key in ("template", "tokenizer", "revision")}
+    return {
+        "split": split,
+        "score": "softmax over options of mean log-likelihood per token / temperature",
+        **text,
+        "tokenizer_sha256": codec["tokenizer_sha256"],
+    }
+
+
+def _table(
+    rows: list[Example],
+    scores: np.ndarray,
+    routing: str,
+    temperature: float,
+    shared: Mapping[str, str],
+) -> ScoreTable:
     p = np.asarray(jax.nn.softmax(scores / temperature, axis=-1))
     return ScoreTable(
         question_id=np.array([row.example_id for row in rows]),
@@ -59,24 +79,15 @@ def _table(rows: list[Example], scores: np.ndarray, split: str, routing: str, te
         mask=np.isfinite(scores),
         label=np.array([row.label for row in rows], np.int16),
         group=np.array([row.objective for row in rows]),
-        metadata={
-            "routing": routing,
-            "split": split,
-            "score": "softmax over options of mean log-likelihood per token / temperature",
-            "temperature": repr(temperature),
-        },
+        metadata={"routing": routing, **shared, "temperature": repr(temperature)},
     )
 
 
-def _guardian(tables: dict[str, ScoreTable], split: str) -> ScoreTable:
+def _guardian(tables: dict[str, ScoreTable], shared: Mapping[str, str]) -> ScoreTable:
     harmless, honest = tables["harmless"], tables["honest"]
     assert harmless.group is not None
     scores = np.where((harmless.group == "honest")[:, None], honest.scores, harmless.scores)
-    metadata = {
-        "routing": "guardian: honest on honest rows, harmless elsewhere",
-        "split": split,
-        "score": harmless.metadata["score"],
-    }
+    metadata = {"routing": "guardian: honest on honest rows, harmless elsewhere", **shared}
     return ScoreTable(
         harmless.question_id,
         scores,

@@ -1,5 +1,6 @@
 import json
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,20 +10,19 @@ from hypothesis import strategies as st
 from trinityx_jax.config import OBJECTIVES, DataConfig
 from trinityx_jax.data.examples import Example
 from trinityx_jax.data.microworld import KINDS, Microworld
+from trinityx_jax.data.own_codec import OwnCodec
 from trinityx_jax.data.pipeline import pack_rows, training_batches
-from trinityx_jax.data.template import encode
 from trinityx_jax.data.tokenizer import BOS, EOS, PAD, train_tokenizer
 from trinityx_jax.errors import DataError, UsageError
 
 WORLD = Microworld(n_train=120, n_held_out=30, n_pretrain=300)
-TEMPLATE = "{prompt} ="
-TOKENIZER = train_tokenizer(DataConfig(), [], WORLD.vocabulary())
+CODEC = OwnCodec(train_tokenizer(DataConfig(), [], WORLD.vocabulary()), "{prompt} =")
 ROWS = {objective: WORLD.rows(objective, "train") for objective in KINDS}
 
 
 def batches(rows=None, **changes):
-    options = {"template": TEMPLATE, "max_length": 32, "batch_size": 4, "seed": 1} | changes
-    return training_batches(ROWS if rows is None else rows, TOKENIZER, **options)
+    options: dict[str, Any] = {"max_length": 32, "batch_size": 4, "seed": 1} | changes
+    return training_batches(ROWS if rows is None else rows, CODEC, **options)
 
 
 def take(iterator, count):
@@ -69,8 +69,8 @@ words = st.lists(st.sampled_from(WORLD.vocabulary()), min_size=1, max_size=12).m
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(words, words), min_size=1, max_size=40), st.integers(0, 9))
 def test_every_example_can_be_recovered_from_the_packed_rows(pairs, seed):
-    packed = pack_rows(rows_of(pairs), TOKENIZER, template=TEMPLATE, max_length=32, seed=seed)
-    want = [encode(TOKENIZER, TEMPLATE, *pair) for pair in pairs]
+    packed = pack_rows(rows_of(pairs), CODEC, max_length=32, seed=seed)
+    want = [CODEC.encode(*pair) for pair in pairs]
     assert sorted(unpack(packed.fields)) == sorted(want)
     assert packed.shortened == 0
 
@@ -84,7 +84,7 @@ def test_shapes_types_and_blocks():
     np.testing.assert_array_equal(batch["objective"], np.repeat([0, 1, 2], 4))
     for i, objective in enumerate(OBJECTIVES):
         block = {name: array[4 * i : 4 * i + 4] for name, array in batch.items()}
-        texts = [encode(TOKENIZER, TEMPLATE, row.prompt, row.response) for row in ROWS[objective]]
+        texts = [CODEC.encode(row.prompt, row.response) for row in ROWS[objective]]
         assert all(pair in texts for pair in unpack(block))
 
 
@@ -93,7 +93,7 @@ def test_an_epoch_shows_every_row_once_and_the_next_one_in_another_order():
     count = len(batches(rows).packed["helpful"])
     shown = [b["tokens"].tobytes() for b in take(batches(rows, batch_size=1), 2 * count)]
     assert sorted(shown[:count]) == sorted(shown[count:]) and shown[:count] != shown[count:]
-    want = sorted(encode(TOKENIZER, TEMPLATE, row.prompt, row.response) for row in rows["helpful"])
+    want = sorted(CODEC.encode(row.prompt, row.response) for row in rows["helpful"])
     got = [pair for b in take(batches(rows, batch_size=1), count) for pair in unpack(b)]
     assert sorted(got) == want
 
@@ -156,7 +156,7 @@ def test_long_rows_are_shortened_and_counted(caplog):
     found = sorted(unpack(next(iterator)), key=lambda pair: len(pair[0]))
     prompt, response = found[-1]
     assert len(prompt) + len(response) == 33 and prompt[0] == BOS and EOS not in response
-    assert prompt[-1] == TOKENIZER.token_to_id("=")
+    assert prompt[-1] == CODEC.tokenizer.token_to_id("=")
 
 
 def test_bad_sizes_and_empty_rows_are_one_clear_line():

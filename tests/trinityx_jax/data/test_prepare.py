@@ -12,9 +12,9 @@ from trinityx_jax.config import OBJECTIVES, DataConfig
 from trinityx_jax.data import prepare as prepare_module
 from trinityx_jax.data.examples import SPLITS
 from trinityx_jax.data.microworld import Microworld
+from trinityx_jax.data.own_codec import OwnCodec
 from trinityx_jax.data.pipeline import training_batches
 from trinityx_jax.data.prepare import prepare
-from trinityx_jax.data.template import encode
 from trinityx_jax.data.tokenizer import UNK
 from trinityx_jax.errors import DataError, UsageError
 
@@ -31,8 +31,9 @@ def test_microworld_end_to_end(tmp_path):
     assert len(data.pretrain("validation")) == 2
     row = data.rows("helpful", "test")[0]
     assert data.verify is not None and data.verify(row, row.response)
+    codec = OwnCodec(data.tokenizer, SMALL.template)
     for row in data.pretrain():
-        prompt, response = encode(data.tokenizer, SMALL.template, row.prompt, row.response)
+        prompt, response = codec.encode(row.prompt, row.response)
         assert UNK not in prompt + response
     about = data.describe()
     assert about["rows"]["honest"] == dict.fromkeys(SPLITS, 12) | {"train": 30}
@@ -49,6 +50,20 @@ def test_prepared_data_is_reused_and_another_config_gets_its_own_folder(tmp_path
     monkeypatch.undo()
     other = prepare(dataclasses.replace(SMALL, seed=3), tmp_path)
     assert other.directory != first.directory and len(list(tmp_path.iterdir())) == 2
+
+
+def test_without_a_tokenizer_of_its_own(tmp_path):
+    """The rows are the same, and neither template nor vocabulary size is a matter of them."""
+    data = prepare(SMALL, tmp_path, own_tokenizer=False)
+    assert data.describe()["tokenizer"] is None
+    with pytest.raises(UsageError, match="tokenizer"):
+        _ = data.tokenizer
+    other = dataclasses.replace(SMALL, template="chat", vocab_size=1000)
+    assert prepare(other, tmp_path, own_tokenizer=False).directory == data.directory
+    mine = prepare(SMALL, tmp_path)
+    assert mine.directory != data.directory
+    assert mine.describe()["tokenizer"]["vocab_size"] == mine.tokenizer.get_vocab_size()
+    assert list(mine.rows("honest", "test")) == list(data.rows("honest", "test"))
 
 
 def test_a_failed_preparation_leaves_nothing(tmp_path, monkeypatch):
@@ -80,10 +95,10 @@ def test_a_killed_preparation_is_not_trusted(tmp_path):
 def test_two_preparations_at_once_agree(tmp_path, monkeypatch):
     build = prepare_module._build
 
-    def slower(config, files, root, *, progress):
+    def slower(config, files, root, **options):
         monkeypatch.setattr(prepare_module, "_build", build)
         prepare(config, tmp_path)  # "another process" finishes first
-        build(config, files, root, progress=progress)
+        build(config, files, root, **options)
 
     monkeypatch.setattr(prepare_module, "_build", slower)
     data = prepare(SMALL, tmp_path)
@@ -111,8 +126,7 @@ def test_hhh_end_to_end_on_made_up_rows(hhh, tmp_path):
     batch = next(
         training_batches(
             {objective: data.rows(objective, "train") for objective in OBJECTIVES},
-            data.tokenizer,
-            template=hhh.template,
+            OwnCodec(data.tokenizer, hhh.template),
             max_length=64,
             batch_size=2,
             seed=0,

@@ -1,4 +1,4 @@
-"""The `trinityx` command: one subcommand per stage, and `quickstart` for all of them.
+"""The `trinityx` command: one subcommand per stage, `quickstart` for all, and uses of any model.
 
 Exit status 0; 2 for bad usage, 1 for failed work, each with one line on stderr.
 """
@@ -19,6 +19,8 @@ import yaml
 
 from arbitrage.errors import UsageError, run_cli
 from trinityx_jax import __version__
+from trinityx_jax.commands import evaluate, generate
+from trinityx_jax.commands import score as any_score
 from trinityx_jax.run import STAGES, Run, open_run
 
 DOCS = {
@@ -26,7 +28,7 @@ DOCS = {
     "train-experts": "Train one low-rank task vector per objective over the frozen backbone.",
     "train-router": "Train the per-token router on the mixture of the frozen experts.",
     "calibrate-router": "Fit the router's and the answers' temperatures on held-out rows.",
-    "score": "Write a table of option scores for every routing.",
+    "score": "Write a table of option scores for every routing: of a run, or with --model of any.",
     "export": "Write the gating weights and one PEFT directory per objective.",
     "report": "Write report.html.",
 }
@@ -61,6 +63,11 @@ class Options:
 
 
 Arguments = tyro.conf.OmitArgPrefixes[Options]
+# The commands that use any model: options, work, and what --help says.
+USES: dict[str, tuple[type, Callable, str]] = {
+    "generate": (generate.Options, generate.run, "Answer prompts with any model."),
+    "eval": (evaluate.Options, evaluate.run, "Run lm-evaluation-harness tasks on any model."),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -78,6 +85,8 @@ def _parse(arguments: Sequence[str]) -> Callable[[], None]:
     """The subcommand with its options, ready to run; UsageError for a bad command line."""
     commands: dict[str, Callable] = {"quickstart": _quickstart_command}
     commands |= {stage: _stage_command(stage) for stage in STAGES if stage in DOCS}
+    commands["score"] = _score_command(commands["score"])
+    commands |= {name: _use_command(*use) for name, use in USES.items()}
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -125,6 +134,33 @@ def _stage_command(stage: str) -> Callable[[Arguments], Callable[[], None]]:
         return command
 
     parse.__doc__ = DOCS[stage]
+    return parse
+
+
+def _score_command(stage: Callable[[Options], Callable[[], None]]) -> Callable:
+    """The stage `score` of a run, or with --model the scores of any model."""
+
+    def parse(
+        run: Arguments, model: tyro.conf.OmitArgPrefixes[any_score.Options]
+    ) -> Callable[[], None]:
+        if not any_score.given(model):
+            return stage(run)
+        for field in dataclasses.fields(run):
+            if field.name != "overwrite" and getattr(run, field.name) != field.default:
+                name = field.name.replace("_", "-")
+                raise UsageError(f"--{name} is for the score of a run; leave it out with --model")
+        return lambda: any_score.run(model, overwrite=run.overwrite)
+
+    parse.__doc__ = DOCS["score"]
+    return parse
+
+
+def _use_command(options_type: type, run: Callable, doc: str) -> Callable:
+    def parse(options) -> Callable[[], None]:
+        return lambda: run(options)
+
+    parse.__annotations__["options"] = tyro.conf.OmitArgPrefixes[options_type]
+    parse.__doc__ = doc
     return parse
 
 

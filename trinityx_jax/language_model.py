@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,25 +15,29 @@ from jax.sharding import Mesh
 
 from trinityx_jax.config import MeshConfig, ModelConfig
 from trinityx_jax.data.codec import check_vocabulary
+from trinityx_jax.data.frame import CHAT
 from trinityx_jax.data.hf_codec import load_hf_codec
+from trinityx_jax.data.tokenizer import SPECIAL_TOKENS
 from trinityx_jax.errors import UsageError
 from trinityx_jax.inference import generate as generation
 from trinityx_jax.inference.packing import Question
-from trinityx_jax.inference.sampling import chooser
+from trinityx_jax.inference.sampling import Chooser, chooser
 from trinityx_jax.inference.score import OptionScores, score_options
 from trinityx_jax.inference.setup import Setup
 from trinityx_jax.io import experts as expert_files
 from trinityx_jax.io.export import export, read_export
-from trinityx_jax.io.folder import new_folder
+from trinityx_jax.io.folder import new_folder, read_json
 from trinityx_jax.io.hf_load import load_checkpoint
 from trinityx_jax.io.hf_save import save_checkpoint
 from trinityx_jax.io.hub import local_folder
+from trinityx_jax.models.families import model_config
 from trinityx_jax.models.parameters import Architecture, Parameters, architecture
 from trinityx_jax.models.router import Mixture, Routing
 from trinityx_jax.run import open_run
 from trinityx_jax.sharding import make_mesh
 from trinityx_jax.stages.backbone import HfBackbone
-from trinityx_jax.stages.context import open_context
+from trinityx_jax.stages.context import Context, open_context
+from trinityx_jax.stages.export import calibration
 
 EXPERTS = "experts"  # subfolder of a saved model that holds its export
 # Everything a tokenizer or transformers may look for beside the weights.
@@ -47,14 +52,14 @@ _TEXT_FILES = (
 class LanguageModel:
     """Parameters on a mesh with everything to use them: call it, `generate`, `score`, save it.
 
-    `files` are the tokenizer's and generation's files, name -> path; `gates` describe the router's
-    calibration where the model has experts.
+    `files` are the tokenizer's and generation's files, name -> contents or a file to copy;
+    `calibration` says how the router was calibrated, where the model has experts.
     """
 
     name: str
     setup: Setup
     parameters: Parameters
-    files: Mapping[str, Path]
+    files: Mapping[str, bytes | Path]
     calibration: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
     @property
@@ -95,36 +100,65 @@ class LanguageModel:
 
         `on_text` gets (prompt's index, new text) as it is written. Errors as `inference.generate`.
         """
+        if isinstance(prompts, str):
+            raise UsageError("generate: prompts are a list of texts, not one text")
         codec = self.setup.codec
-        ids = [codec.prompt(text, example_id=f"prompt {i}") for i, text in enumerate(prompts)]
-        answers = generation.generate(
-            self.setup,
-            self.parameters,
-            ids,
-            routing or self.default_routing,
+        answers = self.answers(
+            [codec.prompt(text, example_id=str(i)) for i, text in enumerate(prompts)],
+            routing=routing,
             max_new_tokens=max_new_tokens,
             chooser=chooser(temperature, top_k, top_p),
             seed=seed,
-            watch=_as_text(codec.decode, on_text) if on_text else None,
+            on_text=on_text,
         )
         return [codec.decode(answer.ids) for answer in answers]
 
+    def answers(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        routing: str = "",
+        max_new_tokens: int = 128,
+        chooser: Chooser | None = None,
+        seed: int = 0,
+        on_text: Callable[[int, str], None] | None = None,
+    ) -> list[generation.Answer]:
+        """`generate` from token ids to token ids, each answer with whether it came to its end."""
+        return generation.generate(
+            self.setup,
+            self.parameters,
+            prompts,
+            routing or self.default_routing,
+            max_new_tokens=max_new_tokens,
+            chooser=chooser,
+            seed=seed,
+            watch=_as_text(self.setup.codec.decode, on_text) if on_text else None,
+        )
+
     def questions(self, items: Sequence[tuple[str, Sequence[str]]]) -> list[Question]:
-        """Token ids of (prompt, options) pairs. Raises DataError, with the row, for a prompt or an
-        option without tokens and for what does not fit the context."""
-        encode, context = self.setup.codec.encode_options, self.config.max_position_embeddings
-        questions = []
-        for i, (prompt, options) in enumerate(items):
-            question = Question(*encode(prompt, options, example_id=str(i)))
-            question.check(context, f"row {i}")
-            questions.append(question)
-        return questions
+        """Token ids of (prompt, options) pairs; errors as `question`."""
+        return [self.question(*item, name=str(i)) for i, item in enumerate(items)]
+
+    def question(self, prompt: str, options: Sequence[str], *, name: str) -> Question:
+        """Token ids of a prompt and its options.
+
+        Raises DataError, with the row's name, for a prompt or an option without tokens and for what
+        does not fit the context.
+        """
+        question = Question(*self.setup.codec.encode_options(prompt, options, example_id=name))
+        question.check(self.config.max_position_embeddings, f"row {name}")
+        return question
 
     def score(
         self, questions: Sequence[Question], routings: Sequence[str] = ()
     ) -> dict[str, OptionScores]:
-        """Log-likelihood of every option under each routing; see `inference.score`."""
+        """Log-likelihood of every option under each routing; see `inference.score`.
+
+        Raises UsageError, before any work, for a routing that the model does not have.
+        """
         names = list(dict.fromkeys(routings or [self.default_routing]))
+        for name in names:
+            self.setup.routing(name, 1)
         return score_options(self.setup, self.parameters, questions, names)
 
     def with_experts(self, folder: str | Path) -> LanguageModel:
@@ -203,12 +237,18 @@ def from_pretrained(
     A folder that `save_pretrained` wrote brings its experts. Raises UsageError and DataError in one
     line for what is missing, damaged or not supported.
     """
+    _check_batch_size(batch_size)
+    if template != CHAT and template.count("{prompt}") != 1:
+        raise UsageError(f"template {template!r}: it must hold {{prompt}} once, or be {CHAT}")
     mesh = make_mesh(MeshConfig()) if mesh is None else mesh
     folder = local_folder(folder_or_hub_id, revision)
-    config, parameters = load_checkpoint(folder, mesh, dtype=dtype)
     name = str(folder_or_hub_id)
+    # Weights may be many gigabytes: everything else is checked before they are read.
+    path = folder / "config.json"
+    shape = model_config(read_json(path, "give the folder of a model"), str(path))
     codec = load_hf_codec(folder, template, source=name, revision=revision)
-    check_vocabulary(codec, config.vocab_size, name)
+    check_vocabulary(codec, shape.vocab_size, name)
+    config, parameters = load_checkpoint(folder, mesh, dtype=dtype)
     setup = Setup(
         arch=architecture(config),
         codec=codec,
@@ -223,20 +263,42 @@ def from_pretrained(
 
 def from_run(directory: str | Path, *, batch_size: int = 8) -> LanguageModel:
     """The calibrated mixture of a finished run. Raises DataError naming a stage still to be run."""
+    _check_batch_size(batch_size)
     run = open_run(Path(directory), Path(directory) / "config.yaml", [], "quickstart")
+    run.result("calibrate-router")  # before any rows are prepared
     context = open_context(run)
-    given = context.given
     return LanguageModel(
         str(directory),
         dataclasses.replace(context.inference, batch_size=batch_size),
         context.calibrated(),
-        text_files(given.folder) if isinstance(given, HfBackbone) else {},
+        _run_files(context),
+        calibration(context),
     )
 
 
-def text_files(folder: Path) -> dict[str, Path]:
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise UsageError(f"batch_size={batch_size}: at least 1")
+
+
+def text_files(folder: Path) -> dict[str, bytes | Path]:
     """Name -> path of the tokenizer's and generation's files in a folder."""
     return {name: folder / name for name in _TEXT_FILES if (folder / name).is_file()}
+
+
+def _run_files(context: Context) -> dict[str, bytes | Path]:
+    """`text_files` of a run: the backbone's, or those that say the same of our own tokenizer."""
+    if isinstance(context.given, HfBackbone):
+        return text_files(context.given.folder)
+    kinds = ("pad", "bos", "eos", "unk")
+    tokens = {f"{kind}_token": token for kind, token in zip(kinds, SPECIAL_TOKENS, strict=True)}
+    ids = {f"{kind}_token_id": i for i, kind in enumerate(kinds[:3])}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": True, **tokens}
+    return {
+        "tokenizer.json": context.data.directory / "tokenizer.json",
+        "tokenizer_config.json": json.dumps(config, indent=2).encode(),
+        "generation_config.json": json.dumps(ids, indent=2).encode(),
+    }
 
 
 @partial(jax.jit, static_argnums=0)

@@ -30,7 +30,7 @@ def write_manifest(
     tree = {
         "schema_version": SCHEMA_VERSION,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "versions": _versions(),
+        "versions": versions(),
         "files": {
             name: {"sha256": sha256_file(path), "bytes": path.stat().st_size}
             for name, path in _files(folder).items()
@@ -81,11 +81,12 @@ def _files(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _versions() -> dict[str, str | None]:
-    versions: dict[str, str | None] = {"python": platform.python_version()}
+def versions() -> dict[str, str | None]:
+    """Of Python and of the packages that results depend on; None for one that is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
-            versions[package] = metadata.version(package)
+            found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:  # run from a source tree that is not installed
-            versions[package] = None
-    return versions
+            found[package] = None
+    return found

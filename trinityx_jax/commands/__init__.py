@@ -1,0 +1,1 @@
+"""The commands that use any model, one a file: `Options`, and `run(options)`."""

@@ -16,9 +16,10 @@ def pytest_configure(config: pytest.Config) -> None:
     """Our own deprecated calls are errors, and TRINITYX_TEST_DEVICES=8 simulates eight devices."""
     for kind in ("DeprecationWarning", "PendingDeprecationWarning", "FutureWarning"):
         config.addinivalue_line("filterwarnings", rf"error::{kind}:(trinityx_jax|arbitrage)\b")
-    # One cache of compiled programs for this session and the processes it starts.
-    config.stash[COMPILED] = tempfile.TemporaryDirectory(prefix="trinityx-compiled-")
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = config.stash[COMPILED].name
+    # One cache of compiled programs for this session, its workers and the processes they start.
+    if not hasattr(config, "workerinput"):
+        config.stash[COMPILED] = tempfile.TemporaryDirectory(prefix="trinityx-compiled-")
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = config.stash[COMPILED].name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
     devices = os.environ.get("TRINITYX_TEST_DEVICES")
     if devices:
@@ -28,7 +29,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    config.stash[COMPILED].cleanup()
+    if COMPILED in config.stash:
+        config.stash[COMPILED].cleanup()
 
 
 @pytest.fixture(scope="session")

@@ -130,7 +130,7 @@ class _Batch:
         tokens = np.asarray(state.tokens_bn)[: self.n, : int(state.count)]
         for row, end in zip(tokens, ended, strict=True):
             ids = self._until_stop(row)
-            finished = len(ids) < len(row) or end < self.steps
+            finished = len(ids) < len(row) or bool(end < self.steps)
             yield Answer(ids[:end], finished)
 
     def _show(

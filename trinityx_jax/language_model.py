@@ -17,6 +17,7 @@ from trinityx_jax.config import MeshConfig, ModelConfig
 from trinityx_jax.data.codec import check_vocabulary
 from trinityx_jax.data.frame import CHAT
 from trinityx_jax.data.hf_codec import load_hf_codec
+from trinityx_jax.data.ids_only import TOKENIZERS, IdsOnly
 from trinityx_jax.data.tokenizer import SPECIAL_TOKENS
 from trinityx_jax.errors import UsageError
 from trinityx_jax.inference import generate as generation
@@ -28,7 +29,7 @@ from trinityx_jax.io import experts as expert_files
 from trinityx_jax.io.export import export, read_export
 from trinityx_jax.io.folder import new_folder, read_json
 from trinityx_jax.io.hf_load import load_checkpoint
-from trinityx_jax.io.hf_save import save_checkpoint
+from trinityx_jax.io.hf_save import GENERATION, TOKEN_IDS, save_checkpoint
 from trinityx_jax.io.hub import local_folder
 from trinityx_jax.models.families import model_config
 from trinityx_jax.models.parameters import Architecture, Parameters, architecture
@@ -234,8 +235,9 @@ def from_pretrained(
       template: text around a prompt, with {prompt} once, or "chat" for the folder's own.
       batch_size: most rows that `generate` and `score` handle at once.
 
-    A folder that `save_pretrained` wrote brings its experts. Raises UsageError and DataError in one
-    line for what is missing, damaged or not supported.
+    A folder that `save_pretrained` wrote brings its experts; one without a tokenizer works on token
+    ids alone. Raises UsageError and DataError in one line for what is missing, damaged or not
+    supported.
     """
     _check_batch_size(batch_size)
     if template != CHAT and template.count("{prompt}") != 1:
@@ -246,7 +248,10 @@ def from_pretrained(
     # Weights may be many gigabytes: everything else is checked before they are read.
     path = folder / "config.json"
     shape = model_config(read_json(path, "give the folder of a model"), str(path))
-    codec = load_hf_codec(folder, template, source=name, revision=revision)
+    if any((folder / file).is_file() for file in TOKENIZERS):
+        codec = load_hf_codec(folder, template, source=name, revision=revision)
+    else:
+        codec = IdsOnly(folder, name, revision)
     check_vocabulary(codec, shape.vocab_size, name)
     config, parameters = load_checkpoint(folder, mesh, dtype=dtype)
     setup = Setup(
@@ -282,8 +287,19 @@ def _check_batch_size(batch_size: int) -> None:
 
 
 def text_files(folder: Path) -> dict[str, bytes | Path]:
-    """Name -> path of the tokenizer's and generation's files in a folder."""
-    return {name: folder / name for name in _TEXT_FILES if (folder / name).is_file()}
+    """Name -> path of the tokenizer's and generation's files in a folder.
+
+    Where only config.json knows the special ids, they become the generation's file.
+    """
+    files: dict[str, bytes | Path] = {
+        name: folder / name for name in _TEXT_FILES if (folder / name).is_file()
+    }
+    if GENERATION not in files:
+        config = read_json(folder / "config.json", "give the folder of a model")
+        ids = {key: config[key] for key in TOKEN_IDS if config.get(key) is not None}
+        if ids:
+            files[GENERATION] = json.dumps(ids).encode()
+    return files
 
 
 def _run_files(context: Context) -> dict[str, bytes | Path]:

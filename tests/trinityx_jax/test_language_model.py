@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from typing import Any
 
@@ -196,3 +197,23 @@ def test_mistakes_are_one_line(llama, pretrained, tmp_path):
         llama.generate("Is the sky blue?")
     with pytest.raises(UsageError, match="only its backbone"):
         llama.score(llama.questions([("a", ["b"])]), ["backbone", "harmless"])
+
+
+def test_a_folder_without_a_tokenizer_works_on_token_ids(llama, pretrained, tmp_path):
+    """As transformers writes one: config.json, which alone knows the special ids, and weights."""
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(pretrained("llama") / name, bare / name)
+    config = json.loads((bare / "config.json").read_text())
+    stop = llama.answers([[5, 9]], max_new_tokens=4)[0].ids[2]
+    (bare / "config.json").write_text(json.dumps(config | {"eos_token_id": [stop]}))
+    model = from_pretrained(bare)
+    np.testing.assert_array_equal(model(TOKENS), llama(TOKENS))
+    assert model.answers([[5, 9]], max_new_tokens=4)[0].finished
+    for use in (lambda: model.generate(["text"]), lambda: model.question("a", ["b"], name="q")):
+        with pytest.raises(UsageError, match=r"bare has no tokenizer: add tokenizer\.json"):
+            use()
+    saved = model.save_pretrained(tmp_path / "saved")
+    assert json.loads((saved / "config.json").read_text())["eos_token_id"] == [stop]
+    np.testing.assert_array_equal(from_pretrained(saved)(TOKENS), llama(TOKENS))

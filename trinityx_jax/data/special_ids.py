@@ -34,26 +34,19 @@ def special_ids(folder: Path, tokenizer: Tokenizer) -> SpecialIds:
     of config.json where that has none. Without a padding token, EOS pads: padding is masked. Raises
     DataError for damaged files and where nothing says what ends a text.
     """
-    tokens, models = (
-        [read_json(folder / name) if (folder / name).exists() else {} for name in names]
-        for names in (_TOKEN_FILES, _ID_FILES)
-    )
+    tokens = _files(folder, _TOKEN_FILES)
 
     def token_ids(kind: str) -> list[int]:
         names = [_token(file.get(f"{kind}_token")) for file in tokens]
         ids = [tokenizer.token_to_id(name) for name in names if name]
         return [i for i in ids if i is not None]
 
-    def model_ids(kind: str) -> list[int]:
-        found = (_ids(file, f"{kind}_token_id", folder) for file in models)
-        return next((ids for ids in found if ids), [])
-
-    stop_ids = tuple(dict.fromkeys([*token_ids("eos")[:1], *model_ids("eos")]))
+    stop_ids = tuple(dict.fromkeys([*token_ids("eos")[:1], *model_ids(folder, "eos")]))
     if not stop_ids:
         raise DataError(
             f"tokenizer of {folder}: no end-of-text token; name an eos_token in {_TOKEN_FILES[0]}"
         )
-    bos, pad = ([*token_ids(kind), *model_ids(kind)] for kind in ("bos", "pad"))
+    bos, pad = ([*token_ids(kind), *model_ids(folder, kind)] for kind in ("bos", "pad"))
     return SpecialIds(
         bos_id=bos[0] if bos else None,
         eos_id=stop_ids[0],
@@ -61,6 +54,16 @@ def special_ids(folder: Path, tokenizer: Tokenizer) -> SpecialIds:
         stop_ids=stop_ids,
         adds_bos=tokens[0].get("add_bos_token") is True,
     )
+
+
+def model_ids(folder: Path, kind: str) -> list[int]:
+    """The model's own bos, eos or pad ids, as generation_config.json or config.json lists them."""
+    found = (_ids(file, f"{kind}_token_id", folder) for file in _files(folder, _ID_FILES))
+    return next((ids for ids in found if ids), [])
+
+
+def _files(folder: Path, names: Iterable[str]) -> list[dict[str, Any]]:
+    return [read_json(folder / name) if (folder / name).exists() else {} for name in names]
 
 
 def _token(value: Any) -> str | None:

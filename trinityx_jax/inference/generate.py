@@ -111,7 +111,7 @@ class _Batch:
         watch_every: int,
     ) -> Iterator[Answer]:
         """The rows' answers."""
-        arch, stops = self.setup.arch, jnp.array(self.setup.codec.stop_ids)
+        arch, stops = self.setup.arch, jnp.array(self.setup.codec.stop_ids, jnp.int32)
         how = self.setup.routing(routing, self.rows)
         state = prefill(
             arch, parameters, **self.arrays, key_b=self.key_b, routing=how, chooser=chooser,

@@ -26,7 +26,7 @@ from trinityx_jax.models.parameters import architecture
 
 GENERATION = "generation_config.json"
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
-_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def save_checkpoint(
@@ -161,7 +161,7 @@ def _token_ids(extra: Mapping[str, bytes | Path]) -> dict[str, Any]:
     try:
         value = extra[GENERATION]
         tree = json.loads(value if isinstance(value, bytes) else value.read_bytes())
-        return {key: tree[key] for key in _TOKEN_IDS if key in tree}
+        return {key: tree[key] for key in TOKEN_IDS if key in tree}
     except (OSError, ValueError, TypeError) as e:
         raise DataError(f"{GENERATION}: not a readable JSON object ({e})") from e
 

@@ -1,18 +1,10 @@
-"""Prompts and responses laid out as batches of few fixed shapes, for few compilations."""
+"""Sequences laid out as batches of few fixed shapes, for few compilations."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
-
-
-class Tokens(NamedTuple):
-    """One sequence: `prompt` and `response` token ids."""
-
-    prompt: list[int]
-    response: list[int]
 
 
 def bucket(length: int, longest: int | None = None) -> int:
@@ -25,31 +17,21 @@ def bucket(length: int, longest: int | None = None) -> int:
 
 
 def padded_batches(
-    sequences: Sequence[Tokens], batch_size: int, max_length: int
-) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-    """Batches of `batch_size` sequences of similar length, and which sequences they hold.
+    sequences: Sequence[Sequence[int]], batch_size: int, longest: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Batches of `batch_size` sequences of similar length, each of at most `longest` ids.
 
-    Sequences have at most `max_length` + 1 ids.
-
-    Yields (index (n,), batch) with n <= batch_size; batch rows from n on are padding. In a batch,
-    `tokens` and `targets` (B, L) int32 are the sequence and its successor, `loss_mask` marks
-    targets of the response, `token_mask` tokens that are no padding (both float32).
+    Yields the sequences' indices (n,), n <= batch_size, their tokens (B, L) int32, padded on the
+    right, and where these are real (B, L) bool; rows from n on are padding.
     """
-    sizes = np.array([bucket(len(s.prompt) + len(s.response) - 1, max_length) for s in sequences])
+    sizes = np.array([bucket(len(ids), longest) for ids in sequences])
     for size in np.unique(sizes):
         members = np.flatnonzero(sizes == size)
         for first in range(0, len(members), batch_size):
             index = members[first : first + batch_size]
-            yield index, _layout([sequences[i] for i in index], batch_size, int(size))
-
-
-def _layout(sequences: list[Tokens], rows: int, length: int) -> dict[str, np.ndarray]:
-    tokens, targets = np.zeros((2, rows, length), np.int32)
-    loss_mask, token_mask = np.zeros((2, rows, length), np.float32)
-    for i, (prompt, response) in enumerate(sequences):
-        ids = [*prompt, *response]
-        n = len(ids) - 1
-        tokens[i, :n], targets[i, :n] = ids[:-1], ids[1:]
-        token_mask[i, :n] = 1
-        loss_mask[i, len(prompt) - 1 : n] = 1
-    return {"tokens": tokens, "targets": targets, "loss_mask": loss_mask, "token_mask": token_mask}
+            tokens = np.zeros((batch_size, size), np.int32)
+            real = np.zeros((batch_size, size), bool)
+            for row, i in enumerate(index):
+                n = len(sequences[i])
+                tokens[row, :n], real[row, :n] = sequences[i], True
+            yield index, tokens, real

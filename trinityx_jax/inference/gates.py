@@ -11,7 +11,7 @@ import numpy as np
 
 from trinityx_jax.config import OBJECTIVES
 from trinityx_jax.data.examples import Example
-from trinityx_jax.inference.batches import Tokens, padded_batches
+from trinityx_jax.inference.batches import padded_batches
 from trinityx_jax.inference.setup import Setup
 from trinityx_jax.models.parameters import Architecture, Parameters
 from trinityx_jax.models.router import Mixture
@@ -32,23 +32,21 @@ def _gate_logits(arch: Architecture, parameters: Parameters, tokens, mixture: Mi
 
 def collect_gates(setup: Setup, parameters: Parameters, rows: Sequence[Example]) -> Gates:
     """Gate logits of every token of prompt and right response; padding never counts."""
-    sequences = [
-        Tokens(
-            *setup.codec.encode(
-                row.prompt,
-                row.response,
-                max_length=setup.max_length + 1,
-                example_id=row.example_id,
-            )
+    sequences = []
+    for row in rows:
+        prompt, response = setup.codec.encode(
+            row.prompt,
+            row.response,
+            max_length=setup.max_length + 1,
+            example_id=row.example_id,
         )
-        for row in rows
-    ]
+        sequences.append([*prompt, *response][:-1])  # the last token is only predicted
     objective = np.array([OBJECTIVES.index(row.objective) for row in rows])
     logits, labels = [], []
-    for index, batch in padded_batches(sequences, setup.batch_size, setup.max_length):
-        tokens = shard_batch({"tokens": batch["tokens"]}, setup.mesh)["tokens"]
-        z_nble = _gate_logits(setup.arch, parameters, tokens, setup.mixture)
-        real = batch["token_mask"][: len(index)].astype(bool)
+    for index, tokens, real in padded_batches(sequences, setup.batch_size, setup.max_length):
+        device_tokens = shard_batch({"tokens": tokens}, setup.mesh)["tokens"]
+        z_nble = _gate_logits(setup.arch, parameters, device_tokens, setup.mixture)
+        real = real[: len(index)]
         logits.append(np.asarray(z_nble)[:, : len(index)][:, real])
         labels.append(np.repeat(objective[index], real.sum(axis=1)))
     return Gates(np.concatenate(logits, axis=1), np.concatenate(labels))

@@ -153,13 +153,8 @@ class LanguageModel:
     def score(
         self, questions: Sequence[Question], routings: Sequence[str] = ()
     ) -> dict[str, OptionScores]:
-        """Log-likelihood of every option under each routing; see `inference.score`.
-
-        Raises UsageError, before any work, for a routing that the model does not have.
-        """
+        """Log-likelihood of every option under each routing; see `inference.score`."""
         names = list(dict.fromkeys(routings or [self.default_routing]))
-        for name in names:
-            self.setup.routing(name, 1)
         return score_options(self.setup, self.parameters, questions, names)
 
     def with_experts(self, folder: str | Path) -> LanguageModel:

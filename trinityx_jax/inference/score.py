@@ -37,18 +37,24 @@ def score_options(
 
     A question's prompt is read once for all its options. All experts asked for by name share one
     pass, in which what comes before the first layer's task vectors is computed once.
+
+    Raises UsageError, before any work, for a routing that the model does not have.
     """
+    rows = setup.batch_size
+    alone = {name: setup.routing(name, rows) for name in routings}
     shape = (len(questions), max((len(q.options) for q in questions), default=0))
     found = {
         name: OptionScores(np.full(shape, -np.inf, np.float32), np.zeros(shape, bool))
         for name in routings
     }
-    batches = list(packed_batches(questions, setup.batch_size))
+    work = [
+        (names, forced(names, rows) if len(names) > 1 else alone[names[0]])
+        for names in passes(routings)
+    ]
+    batches = list(packed_batches(questions, rows))
     for index, batch in tqdm(batches, desc="questions", unit="batch", disable=None):
         device_batch = shard_batch(batch, setup.mesh)
-        for names in passes(routings):
-            rows = setup.batch_size
-            routing = forced(names, rows) if len(names) > 1 else setup.routing(names[0], rows)
+        for names, routing in work:
             scores = _score(setup.arch, parameters, device_batch, routing, shape[1])
             for j, name in enumerate(names):
                 for mine, all_rows in zip(found[name], scores, strict=True):

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trinityx_jax.config import MeshConfig
+from trinityx_jax.errors import UsageError
 from trinityx_jax.inference import score
 from trinityx_jax.inference.packing import Question, packed_batches
 from trinityx_jax.inference.score import option_lengths, passes, score_options
@@ -153,3 +154,12 @@ def test_the_shared_part_is_computed_once(mocae):
 def test_no_questions(mocae):
     setup, parameters = mocae
     assert score_options(setup, parameters, [], ["mixture"])["mixture"].greedy.shape == (0, 0)
+
+
+def test_experts_of_a_dense_model_are_refused():
+    from test_generate import CONFIG, make_setup
+
+    dense = make_setup(architecture(CONFIG))
+    questions = some_questions(np.random.default_rng(4), 1)
+    with pytest.raises(UsageError, match="routing 'helpful': this model has no experts"):
+        score_options(dense, {}, questions, ["helpful", "harmless"])

@@ -20,6 +20,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         config.stash[COMPILED] = tempfile.TemporaryDirectory(prefix="trinityx-compiled-")
         os.environ["JAX_COMPILATION_CACHE_DIR"] = config.stash[COMPILED].name
+    # With the TPU compiler installed, jax would look for a TPU first.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
     devices = os.environ.get("TRINITYX_TEST_DEVICES")
     if devices:

@@ -19,6 +19,8 @@ SMALL = {
     "bench_peers.py": ["--rows", "200"],
     "bench_generate.py": [*TINY, "--new-tokens", "4", "--batch", "2", "--repeats", "1"],
     "bench_score.py": [*TINY, "--questions", "4", "--one-by-one", "2", "--repeats", "1"],
+    "bench_layer.py": "--hidden 16 --ffn 24 --tokens 8 --rank 2 --repeats 1".split(),
+    "bench_train.py": [*TINY[:-2], "--rows", "3", "--length", "8", "--repeats", "1"],
 }
 
 
@@ -26,6 +28,8 @@ SMALL = {
 def test_benchmark_runs(script, tmp_path):
     if script == "bench_peers.py":
         pytest.importorskip("mapie", reason='needs pip install "trinityx-jax[bench]"')
+    if script == "bench_train.py":
+        pytest.importorskip("peft", reason='needs pip install "trinityx-jax[bench]"')
     if script in ("bench_generate.py", "bench_score.py"):
         pytest.importorskip("torch", reason='needs pip install "trinityx-jax[test]"')
     arguments = [str(tmp_path / "data") if a == "FOLDER" else a for a in SMALL[script]]

@@ -18,8 +18,8 @@ import tyro
 import yaml
 
 from arbitrage.errors import UsageError, run_cli
-from trinityx_jax import __version__
-from trinityx_jax.commands import evaluate, generate
+from trinityx_jax import __version__, distributed
+from trinityx_jax.commands import evaluate, generate, plan, save
 from trinityx_jax.commands import score as any_score
 from trinityx_jax.run import STAGES, Run, open_run
 
@@ -48,9 +48,16 @@ class Options:
     """Folder with the real data sets; selects the preset real_data."""
     overwrite: bool = False
     """Redo this stage and everything after it."""
+    profile: bool = False
+    """Write a profiler trace of training steps 3 to 5 to profile/<stage> of the run, for xprof."""
+    distributed: bool = False
+    """Join the other processes of this job: TPU pod, Slurm, Kubernetes, or the variables
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID."""
 
     def open(self) -> Run:
-        """The run these options name."""
+        """The run these options name; joins its job first."""
+        if self.distributed:
+            distributed.start()
         preset = "quickstart" if self.data_dir is None else "real_data"
         overrides = list(self.set)
         if self.data_dir is not None:
@@ -59,7 +66,8 @@ class Options:
                     f"--data-dir {self.data_dir}: no such folder; name an existing one"
                 )
             overrides.append(f"data.data_dir={yaml.safe_dump(str(self.data_dir.resolve()))}")
-        return open_run(self.run or Path("runs") / preset, self.config, overrides, preset)
+        run = open_run(self.run or Path("runs") / preset, self.config, overrides, preset)
+        return dataclasses.replace(run, profile=self.profile)
 
 
 Arguments = tyro.conf.OmitArgPrefixes[Options]
@@ -67,6 +75,8 @@ Arguments = tyro.conf.OmitArgPrefixes[Options]
 USES: dict[str, tuple[type, Callable, str]] = {
     "generate": (generate.Options, generate.run, "Answer prompts with any model."),
     "eval": (evaluate.Options, evaluate.run, "Run lm-evaluation-harness tasks on any model."),
+    "save": (save.Options, save.run, "Write any model as a Hugging Face folder or a Mixtral."),
+    "plan": (plan.Options, plan.run, "Say whether a TPU topology fits a configuration, and why."),
 }
 
 

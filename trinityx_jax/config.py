@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
+import re
 import types
 import typing
 from collections.abc import Sequence
@@ -15,6 +17,10 @@ import yaml
 from trinityx_jax.errors import UsageError
 
 OBJECTIVES = ("helpful", "harmless", "honest")
+# Names that are no objective's: those of routings, score tables and the corpus.
+RESERVED = ("mixture", "top1", "uniform", "backbone", "guardian", "pretrain")
+NEGATED = "negated-"  # before an objective: its task vector reversed
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +76,8 @@ class ModelConfig:
     windows: tuple[int, ...] = ()  # sliding window of each layer, 0 for none; () for none anywhere
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     param_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    scan_layers: bool = True  # one compiled layer for all; False unrolls them
+    remat: Literal["none", "dots", "layers"] = "none"  # what is computed again: models/remat.py
 
     def window(self, layer: int) -> int:
         """Sliding window of a layer in tokens, 0 for full attention."""
@@ -78,12 +86,26 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MoCaEConfig:
-    """Shape of the mixture of calibrated experts: low-rank experts over one base FFN."""
+    """Shape of the mixture of calibrated experts, one for each of `objectives`.
 
+    `expert: low_rank` moves the base FFN by a task vector of rank r; `ffn` gives every expert an
+    FFN of its own (Mixtral's and H3Fusion's shape). `fusion: shared` computes the exact mixture of
+    low-rank experts at the matrix cost of one FFN, `plain` as E complete FFNs. Over an
+    `expert` mesh axis, complete FFNs of which each token takes `top_k` see all tokens and sum their
+    parts (`psum`), or are sent theirs (`all_to_all`), each at most `capacity_factor` times its even
+    share.
+    """
+
+    objectives: tuple[str, ...] = OBJECTIVES
+    layers: tuple[int, ...] = ()  # which have experts; () for all
+    expert: Literal["low_rank", "ffn"] = "low_rank"
+    fusion: Literal["shared", "plain"] = "shared"
     rank: int = 8
     lora_alpha: float = 16.0
     top_k: int = 0  # 0 mixes all experts
     gamma: Literal["none", "output", "logit"] = "none"
+    dispatch: Literal["psum", "all_to_all"] = "psum"
+    capacity_factor: float = 2.0
 
     @property
     def scale(self) -> float:
@@ -97,15 +119,17 @@ class DataConfig:
 
     `source: microworld` generates its rows from `seed`; `source: hhh` reads Alpaca, PKU-SafeRLHF
     and TruthfulQA from `data_dir`, or downloads them from their official places when it is null.
+    Both know the objectives helpful, harmless and honest; `source: files` reads any others from
+    `data_dir`/<objective>.jsonl (data/user_files.py says what a line holds).
     """
 
-    source: Literal["microworld", "hhh"] = "microworld"
+    source: Literal["microworld", "hhh", "files"] = "microworld"
     data_dir: str | None = None
     seed: int = 0
     train_rows: int = 2000  # per objective; microworld only
     held_out_rows: int = 400  # per objective and held-out split; microworld only
     pretrain_rows: int = 20_000  # microworld only
-    vocab_size: int = 4096  # byte-pair tokenizer; hhh only
+    vocab_size: int = 4096  # byte-pair tokenizer; hhh and files only
     template: str = "{prompt} ="  # or chat: the Hugging Face backbone's own
     max_length: int = 64  # tokens a packed row
 
@@ -118,19 +142,44 @@ class MeshConfig:
     fsdp: int = 1
     tensor: int = 1
     expert: int = 1
+    slices: int = 1  # TPU slices (or GPU clusters) that `data` spans; the slow network joins them
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """One training stage; `batch_size` counts packed rows a step, of each objective."""
+    """One training stage; `batch_size` counts packed rows a step, of each objective.
+
+    `mix` weighs the objectives' shares of a batch, () for equal ones. `accumulate` splits a step
+    into that many passes, one after the other. `max_bad_steps` non-finite steps in a row stop it.
+    """
 
     steps: int = 100
+    accumulate: int = 1
+    mix: tuple[float, ...] = ()
+    max_bad_steps: int = 5
     batch_size: int = 16
     learning_rate: float = 1e-3
     warmup_steps: int = 10
     weight_decay: float = 0.0
     clip_norm: float = 1.0
     checkpoint_every: int = 50
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpertTrainConfig(TrainConfig):
+    """`loss: sft` learns the responses, `dpo` prefers chosen over rejected ones (Rafailov et al.
+    2023); `beta` is the latter's weight of the reference."""
+
+    loss: Literal["sft", "dpo"] = "sft"
+    beta: float = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class LoggingConfig:
+    """Where metrics go beside metrics.jsonl; `wandb` names a project."""
+
+    tensorboard: bool = False
+    wandb: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,9 +223,10 @@ class Config:
 
     `backbone` names what to start from instead of pretraining: the checkpoint folder of a finished
     pretrain stage, a Hugging Face folder, or an org/name on its hub, at `backbone_revision`. A
-    Hugging Face backbone brings its shape, tokenizer and special tokens; of `model` only `dtype`
-    and `param_dtype` may then be set: layers compute in `dtype`, and the parameters keep the
-    checkpoint's type unless `param_dtype` narrows it.
+    Hugging Face backbone brings its shape, tokenizer and special tokens; of `model`, `dtype`,
+    `param_dtype`, `scan_layers` and `remat` may then be chosen, and other keys only repeat what the
+    checkpoint has (for `plan`, which downloads nothing): layers compute in `dtype`, and the
+    parameters keep the checkpoint's type unless `param_dtype` narrows it.
     """
 
     seed: int = 0
@@ -187,12 +237,13 @@ class Config:
     data: DataConfig = DataConfig()
     mesh: MeshConfig = MeshConfig()
     pretrain: TrainConfig = TrainConfig()
-    experts: TrainConfig = TrainConfig()
+    experts: ExpertTrainConfig = ExpertTrainConfig()
     router: TrainConfig = TrainConfig()
     router_loss: RouterLossConfig = RouterLossConfig()
     calibration: CalibrationConfig = CalibrationConfig()
     score: ScoreConfig = ScoreConfig()
     arbitrage: ArbitrageConfig = ArbitrageConfig()
+    logging: LoggingConfig = LoggingConfig()
 
     def __post_init__(self):
         _check(self)
@@ -305,6 +356,12 @@ def _set(tree: dict, override: str) -> None:
         raise UsageError(f"--set {override!r}: not YAML; quote the value") from e
 
 
+_POSITIVE = (
+    "steps", "batch_size", "accumulate", "max_bad_steps", "learning_rate", "checkpoint_every",
+    "clip_norm",
+)  # fmt: skip
+
+
 def _check(c: Config) -> None:
     m = c.model
     positive = {
@@ -314,6 +371,7 @@ def _check(c: Config) -> None:
         "model.num_attention_heads": m.num_attention_heads,
         "model.num_key_value_heads": m.num_key_value_heads,
         "mocae.rank": c.mocae.rank,
+        "mocae.capacity_factor": c.mocae.capacity_factor,
         "data.train_rows": c.data.train_rows,
         "data.held_out_rows": c.data.held_out_rows,
         "data.pretrain_rows": c.data.pretrain_rows,
@@ -324,7 +382,7 @@ def _check(c: Config) -> None:
     }
     for stage in ("pretrain", "experts", "router"):
         train = getattr(c, stage)
-        for key in ("steps", "batch_size", "learning_rate", "checkpoint_every", "clip_norm"):
+        for key in _POSITIVE:
             positive[f"{stage}.{key}"] = getattr(train, key)
     for name, value in positive.items():
         if value <= 0:
@@ -336,10 +394,7 @@ def _check(c: Config) -> None:
         )
     if m.head_dim <= 0 or m.head_dim % 2:
         raise UsageError(f"config model.head_dim={m.head_dim}: rotary embedding needs an even size")
-    if not 0 <= c.mocae.top_k <= len(OBJECTIVES):
-        raise UsageError(
-            f"config mocae.top_k={c.mocae.top_k}: from 1 to {len(OBJECTIVES)} experts, or 0 for all"
-        )
+    _check_objectives(c)
     if c.data.template != "chat" and c.data.template.count("{prompt}") != 1:
         raise UsageError(
             f"config data.template={c.data.template!r} must hold {{prompt}} once, or be chat"
@@ -359,3 +414,43 @@ def _check(c: Config) -> None:
     sizes = dataclasses.astuple(c.mesh)
     if sizes.count(-1) > 1 or any(size != -1 and size < 1 for size in sizes):
         raise UsageError("config mesh: axis sizes are positive, and at most one is -1")
+    if c.mesh.slices < 1:
+        raise UsageError(f"config mesh.slices={c.mesh.slices}: at least 1")
+
+
+def _check_objectives(c: Config) -> None:
+    names = c.mocae.objectives
+    if not names or len(set(names)) < len(names):
+        raise UsageError(f"config mocae.objectives={list(names)}: one or more, each once")
+    for name in names:
+        # A name becomes a routing's, a file's and an adapter folder's.
+        if name in RESERVED or name.startswith(NEGATED) or not _NAME.fullmatch(name):
+            raise UsageError(
+                f"config mocae.objectives: {name!r} must be letters, digits, '_', '-' and '.', not "
+                f"begin with {NEGATED!r}, and be none of {', '.join(RESERVED)}"
+            )
+        if c.data.source != "files" and name not in OBJECTIVES:
+            raise UsageError(
+                f"config mocae.objectives: data.source={c.data.source} has no rows for {name!r}, "
+                f"only for {', '.join(OBJECTIVES)}; use data.source: files"
+            )
+    if c.data.source == "files" and c.data.data_dir is None:
+        raise UsageError("config data.source=files: name the folder of the files in data.data_dir")
+    if not 0 <= c.mocae.top_k <= len(names):
+        raise UsageError(
+            f"config mocae.top_k={c.mocae.top_k}: from 1 to {len(names)} experts, or 0 for all"
+        )
+    if c.experts.loss == "dpo" and (c.mocae.expert != "low_rank" or c.experts.beta <= 0):
+        raise UsageError(
+            f"config experts.loss=dpo with mocae.expert={c.mocae.expert} and "
+            f"experts.beta={c.experts.beta:g}: it takes low_rank experts, whose reference is the "
+            "backbone, and a positive beta"
+        )
+    if c.pretrain.mix:
+        raise UsageError("config pretrain.mix: the corpus has no objectives to mix; leave it out")
+    for stage in ("experts", "router"):
+        mix = getattr(c, stage).mix
+        if mix and (len(mix) != len(names) or not all(0 < weight < math.inf for weight in mix)):
+            raise UsageError(
+                f"config {stage}.mix={list(mix)}: one positive weight for each of {list(names)}"
+            )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,6 @@ from trinityx_jax.data.codec import check_vocabulary
 from trinityx_jax.data.frame import CHAT
 from trinityx_jax.data.hf_codec import load_hf_codec
 from trinityx_jax.data.ids_only import TOKENIZERS, IdsOnly
-from trinityx_jax.data.tokenizer import SPECIAL_TOKENS
 from trinityx_jax.errors import UsageError
 from trinityx_jax.inference import generate as generation
 from trinityx_jax.inference.packing import Question
@@ -29,24 +27,19 @@ from trinityx_jax.io import experts as expert_files
 from trinityx_jax.io.export import export, read_export
 from trinityx_jax.io.folder import new_folder, read_json
 from trinityx_jax.io.hf_load import load_checkpoint
-from trinityx_jax.io.hf_save import GENERATION, TOKEN_IDS, save_checkpoint
+from trinityx_jax.io.hf_save import save_checkpoint
 from trinityx_jax.io.hub import local_folder
+from trinityx_jax.io.mixtral import is_mixtral, load_mixtral, mixtral_configs, save_mixtral
 from trinityx_jax.models.families import model_config
 from trinityx_jax.models.parameters import Architecture, Parameters, architecture
 from trinityx_jax.models.router import Mixture, Routing
 from trinityx_jax.run import open_run
 from trinityx_jax.sharding import make_mesh
-from trinityx_jax.stages.backbone import HfBackbone
-from trinityx_jax.stages.context import Context, open_context
+from trinityx_jax.stages.context import open_context
 from trinityx_jax.stages.export import calibration
+from trinityx_jax.stages.texts import TEXT_FILES, run_files, text_files
 
 EXPERTS = "experts"  # subfolder of a saved model that holds its export
-# Everything a tokenizer or transformers may look for beside the weights.
-_TEXT_FILES = (
-    "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model",
-    "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
-    "chat_template.jinja", "chat_template.json",
-)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -83,7 +76,8 @@ class LanguageModel:
         tokens_bl = jnp.asarray(tokens_bl, jnp.int32)
         mask = jnp.ones_like(tokens_bl) if attention_mask_bl is None else attention_mask_bl
         how = self.setup.routing(routing or self.default_routing, len(tokens_bl))
-        return _logits(self.setup.arch, self.parameters, tokens_bl, jnp.asarray(mask), how)
+        with jax.set_mesh(self.setup.mesh):
+            return _logits(self.setup.arch, self.parameters, tokens_bl, jnp.asarray(mask), how)
 
     def generate(
         self,
@@ -165,12 +159,13 @@ class LanguageModel:
         if self.setup.arch.mocae is not None:
             raise UsageError(f"{self.name} has experts already")
         adapters, gates = read_export(folder)
-        arch, new = expert_files.attach(self.setup.arch, adapters, gates, self.setup.mesh)
+        mesh = self.setup.mesh
+        arch, new = expert_files.attach(self.setup.arch, adapters, gates, mesh)
         mixture = Mixture(gates.top_k, gates.gamma_mode)
         return dataclasses.replace(
             self,
             setup=dataclasses.replace(self.setup, arch=arch, mixture=mixture),
-            parameters=self.parameters | new,
+            parameters=arch.adopt(self.parameters, self.setup.arch, mesh) | new,
             calibration=gates.calibration,
         )
 
@@ -184,10 +179,14 @@ class LanguageModel:
         """A Hugging Face folder that `from_pretrained` and transformers read; whole or not at all.
 
         Experts go to its subfolder experts/, as `trinityx export` writes them: transformers then
-        loads the backbone, peft each expert, and `from_pretrained` the whole mixture.
+        loads the backbone, peft each expert, and `from_pretrained` the whole mixture. Complete FFNs
+        as experts (`mocae.expert: ffn`) make the folder a Mixtral's.
         """
-        arch = architecture(self.config)
-        backbone = {name: self.parameters[name] for name in arch.shapes}
+        mocae = self.setup.arch.mocae
+        if mocae is not None and mocae.expert == "ffn":
+            return self.save_mixtral(folder, max_shard_bytes=max_shard_bytes, overwrite=overwrite)
+        apart = self.setup.arch.unstack(self.parameters)
+        backbone = {name: apart[name] for name in architecture(self.config).unrolled().shapes}
         save = partial(
             save_checkpoint,
             config=self.config,
@@ -195,7 +194,7 @@ class LanguageModel:
             max_shard_bytes=max_shard_bytes,
             extra_files=self.files,
         )
-        if self.setup.arch.mocae is None:
+        if mocae is None:
             return save(folder, overwrite=overwrite)
         if jax.process_count() > 1:
             raise UsageError("a model with experts is saved by one process: load it with one")
@@ -207,10 +206,30 @@ class LanguageModel:
                 work / EXPERTS,
                 expert_files.adapters(self.setup.arch, self.parameters),
                 expert_files.gating(self.setup.arch, self.parameters, self.name, self.calibration),
-                scale=self.setup.arch.mocae.scale,
+                scale=mocae.scale,
                 extra=self.setup.codec.describe(),
             )
         return Path(folder)
+
+    def save_mixtral(
+        self,
+        folder: str | Path,
+        *,
+        max_shard_bytes: int = 5_000_000_000,
+        overwrite: bool = False,
+    ) -> Path:
+        """The mixture as a Mixtral, which transformers and servers run without our code.
+
+        Every expert becomes a complete FFN. Raises UsageError for what a Mixtral cannot say.
+        """
+        return save_mixtral(
+            folder,
+            self.setup.arch,
+            self.parameters,
+            max_shard_bytes=max_shard_bytes,
+            extra_files=self.files,
+            overwrite=overwrite,
+        )
 
 
 def from_pretrained(
@@ -221,6 +240,7 @@ def from_pretrained(
     revision: str | None = None,
     template: str = "{prompt}",
     batch_size: int = 8,
+    scan_layers: bool = False,
 ) -> LanguageModel:
     """The model of a Hugging Face folder or hub id, sharded over `mesh` (default: all devices).
 
@@ -229,6 +249,7 @@ def from_pretrained(
       revision: branch, tag or commit of a hub id.
       template: text around a prompt, with {prompt} once, or "chat" for the folder's own.
       batch_size: most rows that `generate` and `score` handle at once.
+      scan_layers: compile one layer for all, which takes a deep model a fraction of the time.
 
     A folder that `save_pretrained` wrote brings its experts; one without a tokenizer works on token
     ids alone. Raises UsageError and DataError in one line for what is missing, damaged or not
@@ -242,22 +263,27 @@ def from_pretrained(
     name = str(folder_or_hub_id)
     # Weights may be many gigabytes: everything else is checked before they are read.
     path = folder / "config.json"
-    shape = model_config(read_json(path, "give the folder of a model"), str(path))
+    hf = read_json(path, "give the folder of a model")
+    shape = mixtral_configs(hf, str(path))[0] if is_mixtral(hf) else model_config(hf, str(path))
     if any((folder / file).is_file() for file in TOKENIZERS):
         codec = load_hf_codec(folder, template, source=name, revision=revision)
     else:
         codec = IdsOnly(folder, name, revision)
     check_vocabulary(codec, shape.vocab_size, name)
-    config, parameters = load_checkpoint(folder, mesh, dtype=dtype)
+    if is_mixtral(hf):
+        config, mocae, parameters = load_mixtral(folder, mesh, dtype)
+    else:
+        (config, parameters), mocae = load_checkpoint(folder, mesh, dtype=dtype), None
+    arch = architecture(dataclasses.replace(config, scan_layers=scan_layers), mocae)
     setup = Setup(
-        arch=architecture(config),
+        arch=arch,
         codec=codec,
         max_length=config.max_position_embeddings,
         batch_size=batch_size,
         mesh=mesh,
-        mixture=Mixture(),
+        mixture=Mixture(mocae.top_k if mocae else 0),
     )
-    model = LanguageModel(name, setup, parameters, text_files(folder))
+    model = LanguageModel(name, setup, arch.stack(parameters, mesh), text_files(folder))
     return model.with_experts(folder / EXPERTS) if (folder / EXPERTS).is_dir() else model
 
 
@@ -271,7 +297,7 @@ def from_run(directory: str | Path, *, batch_size: int = 8) -> LanguageModel:
         str(directory),
         dataclasses.replace(context.inference, batch_size=batch_size),
         context.calibrated(),
-        _run_files(context),
+        run_files(context),
         calibration(context),
     )
 
@@ -279,37 +305,6 @@ def from_run(directory: str | Path, *, batch_size: int = 8) -> LanguageModel:
 def _check_batch_size(batch_size: int) -> None:
     if batch_size < 1:
         raise UsageError(f"batch_size={batch_size}: at least 1")
-
-
-def text_files(folder: Path) -> dict[str, bytes | Path]:
-    """Name -> path of the tokenizer's and generation's files in a folder.
-
-    Where only config.json knows the special ids, they become the generation's file.
-    """
-    files: dict[str, bytes | Path] = {
-        name: folder / name for name in _TEXT_FILES if (folder / name).is_file()
-    }
-    if GENERATION not in files:
-        config = read_json(folder / "config.json", "give the folder of a model")
-        ids = {key: config[key] for key in TOKEN_IDS if config.get(key) is not None}
-        if ids:
-            files[GENERATION] = json.dumps(ids).encode()
-    return files
-
-
-def _run_files(context: Context) -> dict[str, bytes | Path]:
-    """`text_files` of a run: the backbone's, or those that say the same of our own tokenizer."""
-    if isinstance(context.given, HfBackbone):
-        return text_files(context.given.folder)
-    kinds = ("pad", "bos", "eos", "unk")
-    tokens = {f"{kind}_token": token for kind, token in zip(kinds, SPECIAL_TOKENS, strict=True)}
-    ids = {f"{kind}_token_id": i for i, kind in enumerate(kinds[:3])}
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": True, **tokens}
-    return {
-        "tokenizer.json": context.data.directory / "tokenizer.json",
-        "tokenizer_config.json": json.dumps(config, indent=2).encode(),
-        "generation_config.json": json.dumps(ids, indent=2).encode(),
-    }
 
 
 @partial(jax.jit, static_argnums=0)
@@ -325,7 +320,7 @@ def _entries(folder: Path) -> set[str]:
     """Names that a saved model may hold; weights come in files of any number."""
     old = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     weights = {name for name in old if name.startswith("model") and ".safetensors" in name}
-    return {"config.json", EXPERTS, *_TEXT_FILES, *weights}
+    return {"config.json", EXPERTS, *TEXT_FILES, *weights}
 
 
 def _as_text(

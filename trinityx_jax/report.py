@@ -172,10 +172,13 @@ def _missing(stage: str) -> str:
 def _training(run: RunFiles, draw: ModuleType) -> str:
     experts = _steps(run, "train-experts")
     # Keys in order of first appearance: the objectives' own order.
-    keys = dict.fromkeys(key for row in experts for key in row if key.startswith("loss/"))
+    keys = list(dict.fromkeys(key for row in experts for key in row))
     panels: dict[str, list[tuple[str, Mapping[str, str]]]] = {
         "pretrain": [("loss (nats per token)", {"loss": "loss"})],
-        "train-experts": [("loss (nats per token)", {k: k.split("/", 1)[1] for k in keys})],
+        "train-experts": [
+            (label, {k: k.removeprefix(kind) for k in keys if k.startswith(kind)})
+            for kind, label in _expert_panels(run).items()
+        ],
         "train-router": [
             ("loss (nats)", {"loss": "total", "gate": "gate"}),
             ("gate accuracy", {"gate_accuracy": "gate accuracy"}),
@@ -198,6 +201,13 @@ def _training(run: RunFiles, draw: ModuleType) -> str:
         svg = draw.svg(stage, lambda rows=rows, panel=panel: draw.curves(rows, panel))
         parts.append(page.figure(svg, f"{stage}: {seen[stage]}", "metrics.jsonl"))
     return page.figures(*parts)
+
+
+def _expert_panels(run: RunFiles) -> dict[str, str]:
+    """Metrics of the expert stage, by prefix, and what their panels' axes say."""
+    if (run.config.get("experts") or {}).get("loss") == "dpo":
+        return {"loss/": "loss (nats per pair)", "reward_accuracy/": "pairs told apart"}
+    return {"loss/": "loss (nats per token)"}
 
 
 def _calibration(run: RunFiles, draw: ModuleType) -> str:

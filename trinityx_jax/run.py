@@ -2,6 +2,7 @@
 
     config.yaml  metrics.jsonl  summary.json  policy.json  evaluation.json  report.html
     data/  checkpoints/<stage>/  stages/<stage>.json  scores/*.parquet  export/
+    on request: tensorboard/<stage>/  wandb/  profile/<stage>/
 
 A stage is finished when stages/<stage>.json holds its result; that file is written last.
 """
@@ -17,6 +18,7 @@ from typing import Any
 
 from arbitrage.io import atomic_path, check_output, read_json, write_json
 from trinityx_jax import config as cfg
+from trinityx_jax.distributed import first, first_alone
 from trinityx_jax.errors import DataError, UsageError
 
 # In order; each stage is redone when one of the configuration sections behind it changes.
@@ -41,6 +43,9 @@ OUTPUTS: dict[str, str] = {
     "report": "report.html",
 }
 
+# Stages that read and write small files alone: one process of a job is enough.
+ONE_PROCESS = ("arbitrage-calibrate", "arbitrage-evaluate", "report")
+
 Work = Callable[["Run"], dict[str, Any]]
 
 
@@ -51,6 +56,7 @@ class Run:
     directory: Path
     config: cfg.Config
     resumed: bool = False  # this stage was begun before, so its partial outputs are ours to replace
+    profile: bool = False  # training stages leave a trace in profile/<stage>
 
     @property
     def metrics(self) -> Path:
@@ -84,32 +90,42 @@ class Run:
         Raises UsageError when the folder holds this stage, finished or not, made with another
         configuration. `overwrite` discards it and every later stage first.
         """
-        if overwrite:
-            self.discard(stage)
         record = self._record(stage)
         marker = record.with_suffix(".started.json")
         wanted = self._sections(stage)
-        for path in (record, marker):
-            if path.exists():
-                _same(read_json(path)["config"], wanted, stage, self.directory)
-        if self.finished(stage):
-            return self.result(stage)
-        check_output(marker, overwrite=True)
-        with atomic_path(self.directory / "config.yaml", overwrite=True) as temporary:
-            temporary.write_text(cfg.dump(self.config))
+        if not overwrite:
+            for path in (record, marker):
+                if path.exists():
+                    _same(read_json(path)["config"], wanted, stage, self.directory)
+            if self.finished(stage):
+                return self.result(stage)
         resumed = overwrite or marker.exists()
-        write_json(marker, {"config": wanted}, overwrite=True)
+
+        def begin() -> None:
+            if overwrite:
+                self.discard(stage)
+            check_output(marker, overwrite=True)
+            with atomic_path(self.directory / "config.yaml", overwrite=True) as temporary:
+                temporary.write_text(cfg.dump(self.config))
+            write_json(marker, {"config": wanted}, overwrite=True)
+
+        def end() -> None:
+            write_json(record, {"config": wanted, "result": result}, overwrite=True)
+            write_json(self.directory / "summary.json", self.summary(), overwrite=True)
+
+        first_alone(begin, f"begin {stage}")
         start = time.perf_counter()
+        result: dict[str, Any] = {}
         try:
-            result = work(dataclasses.replace(self, resumed=resumed))
+            if first() or stage not in ONE_PROCESS:
+                result = work(dataclasses.replace(self, resumed=resumed))
         except UsageError:
             if not resumed:
-                marker.unlink()
+                marker.unlink(missing_ok=True)
             raise
         result = {"seconds": round(time.perf_counter() - start, 2), **result}
-        write_json(record, {"config": wanted, "result": result}, overwrite=True)
-        write_json(self.directory / "summary.json", self.summary(), overwrite=True)
-        return result
+        first_alone(end, f"end {stage}")
+        return result if first() else self.result(stage)
 
     def _record(self, stage: str) -> Path:
         return self.directory / "stages" / f"{stage}.json"

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -29,6 +30,9 @@ PARAMETERS: dict[str, tuple[str | None, ...]] = {
     "v_proj.bias": ("heads",),
     "o_proj.kernel": ("heads", "embed"),  # (H, D)
     "o_proj.bias": (None,),  # (D,)
+    "experts.gate_proj.kernel": ("expert", "embed", "ffn"),  # (E, D, F)
+    "experts.up_proj.kernel": ("expert", "embed", "ffn"),
+    "experts.down_proj.kernel": ("expert", "ffn", "embed"),  # (E, F, D)
     "gate_proj.kernel": ("embed", "ffn"),  # (D, F)
     "up_proj.kernel": ("embed", "ffn"),
     "down_proj.kernel": ("ffn", "embed"),  # (F, D)
@@ -47,7 +51,10 @@ PARAMETERS: dict[str, tuple[str | None, ...]] = {
 # Logical axis -> mesh axis. Low-rank experts stay whole: they shard inside, over embed and ffn.
 MESH_AXES: dict[str, str | tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
+    "dispatched": ("data", "fsdp", "expert"),  # tokens that an all-to-all sends to their experts
+    "expert": "expert",
     "embed": "fsdp",
+    "embed_expert": ("expert", "fsdp"),  # D of experts whose number the expert axis does not divide
     "heads": "tensor",
     "ffn": "tensor",
     "vocab": "tensor",
@@ -58,6 +65,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """Mesh with the axes of MeshConfig; a size of -1 takes all devices that are left."""
     devices = jax.devices() if devices is None else devices
     sizes = dataclasses.asdict(config)
+    slices = sizes.pop("slices")
     known = int(np.prod([size for size in sizes.values() if size != -1]))
     sizes = {axis: len(devices) // known if size == -1 else size for axis, size in sizes.items()}
     if np.prod(list(sizes.values())) != len(devices):
@@ -65,14 +73,40 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
             f"config mesh {dataclasses.asdict(config)} does not use all {len(devices)} devices; "
             "set one axis to -1"
         )
-    return jax.make_mesh(
-        tuple(sizes.values()), tuple(sizes), (AxisType.Auto,) * len(sizes), devices=devices
-    )
+    axis_types = (AxisType.Auto,) * len(sizes)
+    if slices == 1:
+        return jax.make_mesh(
+            tuple(sizes.values()), tuple(sizes), axis_types=axis_types, devices=devices
+        )
+    return Mesh(_over_slices(sizes, slices, devices), tuple(sizes), axis_types=axis_types)
+
+
+def _over_slices(sizes: dict[str, int], slices: int, devices: Sequence[Any]) -> np.ndarray:
+    """Devices in a grid of `sizes` whose `data` axis alone crosses the slow network: every
+    `data / slices` of it lie in one slice."""
+    if sizes["data"] % slices:
+        raise UsageError(
+            f"config mesh.slices={slices} must divide mesh.data={sizes['data']}: only batches are "
+            "split over slices"
+        )
+    per_slice = (sizes["data"] // slices, *list(sizes.values())[1:])
+    across = (slices, *[1] * (len(sizes) - 1))
+    # Devices that know no slices (CPUs, one GPU cluster each process) go by their process.
+    by_process = getattr(devices[0], "slice_index", None) is None
+    try:
+        return mesh_utils.create_hybrid_device_mesh(
+            per_slice, across, devices, process_is_granule=by_process
+        )
+    except ValueError as e:
+        raise UsageError(
+            f"config mesh.slices={slices}: the devices do not come in {slices} slices of "
+            f"{int(np.prod(per_slice))}; set it to the number of slices"
+        ) from e
 
 
 def sharding(mesh: Mesh | AbstractMesh, *logical: str | None) -> NamedSharding:
     """Sharding of an array whose dimensions carry these logical axes."""
-    return NamedSharding(mesh, P(*(None if axis is None else MESH_AXES[axis] for axis in logical)))
+    return NamedSharding(mesh, P(*map(mesh_axes, logical)))
 
 
 def state_shardings(state: Any, mesh: Mesh | AbstractMesh) -> Any:
@@ -95,30 +129,72 @@ def leaf_name(path: Any) -> str:
     return ".".join(str(part) for part in parts if part != "value")
 
 
+def mesh_axes(logical: str | None) -> str | tuple[str, ...] | None:
+    """Mesh axes of a logical axis."""
+    return None if logical is None else MESH_AXES[logical]
+
+
+def ways_here(logical: str) -> int:
+    """Over how many devices a logical axis is split on the mesh of `jax.set_mesh`; 1 without."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else ways(mesh, logical)
+
+
+def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
+    """x laid out by these logical axes on the mesh of `jax.set_mesh`; as it is without a mesh, and
+    where an axis does not divide."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    if any(axis and size % ways(mesh, axis) for axis, size in zip(logical, x.shape, strict=True)):
+        return x
+    return jax.lax.with_sharding_constraint(x, P(*map(mesh_axes, logical)))
+
+
 def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """This process's rows of a batch as global arrays, split over the batch axes."""
-    batch_sharding = sharding(mesh, "batch")
-    parts = ways(mesh, "batch")
     rows = len(next(iter(batch.values()))) * jax.process_count()
+    over = _batch_sharding(rows, mesh)
+    return {
+        key: jax.make_array_from_process_local_data(over, value) for key, value in batch.items()
+    }
+
+
+def place(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """The rows of a batch that every process holds whole, split over the batch axes."""
+    return jax.device_put(batch, _batch_sharding(len(next(iter(batch.values()))), mesh))
+
+
+def _batch_sharding(rows: int, mesh: Mesh) -> NamedSharding:
+    parts = ways(mesh, "batch")
     if rows % parts:
         raise UsageError(
             f"a batch of {rows} rows cannot be split over {parts} devices (mesh axes data x fsdp); "
             f"use a multiple of {parts} or a smaller mesh"
         )
-    return {
-        key: jax.make_array_from_process_local_data(batch_sharding, value)
-        for key, value in batch.items()
-    }
+    return sharding(mesh, "batch")
+
+
+def fetch(x: jax.Array) -> np.ndarray:
+    """The whole array on this host, wherever its parts are; all processes call it."""
+    if x.is_fully_addressable or x.is_fully_replicated:
+        return np.asarray(x)
+    return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
 
 def _axes(name: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> tuple[str | None, ...]:
     if not shape:
         return ()
+    stacked = (None,) if "stacks." in name else ()  # the layers of a stack
     for suffix, axes in PARAMETERS.items():
+        axes = (*stacked, *axes)
         if name.endswith(suffix) and len(axes) == len(shape):
             break
     else:
         raise UsageError(f"no row of trinityx_jax.sharding.PARAMETERS fits {name} {shape}")
+    if "expert" in axes and shape[axes.index("expert")] % ways(mesh, "expert"):
+        whole: dict[str | None, str | None] = {"expert": None, "embed": "embed_expert"}
+        axes = tuple(whole.get(axis, axis) for axis in axes)  # the layer pads E, storage does not
     for axis, size in zip(axes, shape, strict=True):
         if axis is not None and size % ways(mesh, axis):
             raise UsageError(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import pretrained as checkpoints
 import pytest
 
@@ -29,6 +31,21 @@ TINY = {
     "score": {"batch_size": 32, "verify_rows": 4},
     "arbitrage": {"alphas": ["0.1", "0.2"]},
 }
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Programs are compiled fast, not to be fast: compiling is most of these tests' time."""
+    _optimise(item.get_closest_marker("optimised") is not None)
+
+
+def pytest_runtest_teardown() -> None:
+    _optimise(True)
+
+
+def _optimise(wanted: bool) -> None:
+    jax.config.update("jax_disable_most_optimizations", not wanted)
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "0" if wanted else "1"  # for subprocesses
 
 
 @pytest.fixture(scope="session")

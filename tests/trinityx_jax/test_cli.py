@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from trinityx_jax.cli import main
+from trinityx_jax.cli import Options, main
 from trinityx_jax.run import STAGES
 
 
@@ -142,6 +142,11 @@ def test_a_policy_of_the_users_own_is_kept(copied_run, capfd):
     assert main(["quickstart", "--run", str(copied_run)]) == 0
     assert policy.read_bytes() == mine
     assert "alpha 0.3" in capfd.readouterr().out
+
+
+def test_profile_reaches_the_run(tmp_path):
+    assert Options(run=tmp_path, profile=True).open().profile
+    assert not Options(run=tmp_path).open().profile
 
 
 def test_version(capfd):

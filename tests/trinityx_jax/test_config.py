@@ -39,11 +39,22 @@ def test_presets_name_every_key_they_set(name):
         ("experts=3", "config section 'experts' must be a mapping of keys"),
         ("seed", "--set 'seed': write section.key=value"),
         ("seed.deep=1", "config seed={'deep': 1}: expected int"),
-        ("data.source=web", "config data.source='web': allowed are ['microworld', 'hhh']"),
+        ("data.source=web", "config data.source='web': allowed are ['microworld', 'hhh', 'files']"),
         ("data.template=hello", "must hold {prompt} once"),
         ("backbone_revision=main", "backbone_revision is for a Hugging Face backbone"),
         ("model.num_key_value_heads=3", "must divide model.num_attention_heads=4"),
         ("model.head_dim=7", "rotary embedding needs an even size"),
+        ("data.source=files", "name the folder of the files in data.data_dir"),
+        ("mocae.objectives=[]", "one or more, each once"),
+        ("mocae.objectives=[honest, honest]", "one or more, each once"),
+        ("mocae.objectives=[a b]", "'a b' must be letters, digits"),
+        ("mocae.objectives=[negated-x]", "not begin with 'negated-'"),
+        ("mocae.objectives=[guardian]", "and be none of mixture, top1"),
+        ("mocae.objectives=[kind]", "no rows for 'kind', only for helpful, harmless, honest; use"),
+        ("experts.mix=[1, 2]", "one positive weight for each of ['helpful', 'harmless', 'honest']"),
+        ("router.mix=[1, 2, 0]", "config router.mix=[1.0, 2.0, 0.0]: one positive weight"),
+        ("pretrain.mix=[1]", "the corpus has no objectives to mix"),
+        ("experts={loss: dpo, beta: 0}", "experts.beta=0: it takes low_rank experts"),
         ("mocae.top_k=4", "from 1 to 3 experts, or 0 for all"),
         ("arbitrage.alphas=[0.1, 1.5]", "'1.5' must be a number inside (0, bound=1)"),
         ("arbitrage.alphas=[some]", "'some' must be a number inside (0, bound=1)"),
@@ -68,3 +79,13 @@ def test_a_missing_or_broken_file_is_named(tmp_path):
     (tmp_path / "list.yaml").write_text("- 1")
     with pytest.raises(UsageError, match="must be a mapping"):
         load(tmp_path / "list.yaml")
+
+
+def test_objectives_are_free_where_the_rows_come_from_files():
+    names = "mocae.objectives=[kind, v1.0-brief, third, helpful]"
+    config = load(None, ["data.source=files", "data.data_dir=rows", names, "mocae.top_k=4"])
+    assert config.mocae.objectives == ("kind", "v1.0-brief", "third", "helpful")
+    two = load(None, ["mocae.objectives=[honest, helpful]", "experts.mix=[1, 3]"])
+    assert two.experts.mix == (1.0, 3.0)
+    with pytest.raises(UsageError, match="from 1 to 2 experts"):
+        load(None, ["mocae.objectives=[honest, helpful]", "mocae.top_k=3"])

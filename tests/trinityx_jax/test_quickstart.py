@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,20 +17,22 @@ import pytest
 from arbitrage import Policy, ScoreTable
 from trinityx_jax import config as cfg
 from trinityx_jax.config import OBJECTIVES
-from trinityx_jax.inference.setup import ROUTINGS
+from trinityx_jax.inference.routings import compared
 from trinityx_jax.io.export import read_export
 from trinityx_jax.quickstart import quickstart
 from trinityx_jax.run import STAGES, Run
+from trinityx_jax.stages.pretrain import pretrain
 from trinityx_jax.summary import summary_text
 from trinityx_jax.training.metrics import read_metrics
 
+ROUTINGS = compared()
 TRAINED = {"pretrain": 12, "train-experts": 10, "train-router": 8}
 
 
-def command(run_dir, tiny_yaml, **env):
-    """The quickstart in a process of its own."""
+def command(run_dir, tiny_yaml, name="quickstart", **env):
+    """The quickstart, or one stage, in a process of its own."""
     return subprocess.Popen(
-        [sys.executable, "-m", "trinityx_jax", "quickstart", "--run", run_dir,
+        [sys.executable, "-m", "trinityx_jax", name, "--run", run_dir,
          "--config", tiny_yaml],
         env=os.environ | env,
         stdout=subprocess.PIPE,
@@ -105,7 +109,8 @@ def test_calibration_and_test_rows_are_disjoint(tiny_run):
 def test_the_export_holds_the_trained_arrays(tiny_run):
     from trinityx_jax.stages.context import open_context
 
-    parameters = open_context(tiny_run).calibrated()
+    context = open_context(tiny_run)
+    parameters = context.mocae.unstack(context.calibrated())
     adapters, gating = read_export(tiny_run.directory / "export")
     assert tuple(adapters) == OBJECTIVES == gating.expert_names
     for e, objective in enumerate(OBJECTIVES):
@@ -163,6 +168,30 @@ def test_a_killed_run_resumes_to_the_same_losses(tiny_run, tiny_yaml, tmp_path):
     for stage in ("calibrate-router", "score", "arbitrage-evaluate"):
         got, want = Run(folder, tiny_run.config).result(stage), tiny_run.result(stage)
         assert got | {"seconds": 0} == want | {"seconds": 0}
+
+
+@pytest.mark.slow
+def test_a_preempted_stage_exits_with_0_and_resumes_to_the_same_losses(tiny_config, tmp_path):
+    """SIGTERM in the middle of `trinityx pretrain`; the reference is never interrupted."""
+    train = dataclasses.replace(tiny_config.pretrain, steps=250, checkpoint_every=100)
+    config = dataclasses.replace(tiny_config, pretrain=train)
+    whole, stopped = (Run(tmp_path / name, config) for name in ("whole", "stopped"))
+    whole.do("pretrain", pretrain)
+    yaml = tmp_path / "long.yaml"
+    yaml.write_text(cfg.dump(config))
+    shutil.copytree(whole.directory / "data", stopped.directory / "data")
+    process = command(stopped.directory, yaml, "pretrain")
+    while not (stopped.metrics.exists() and len(read_metrics(stopped.metrics, "pretrain")) > 5):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    done = len(read_metrics(stopped.metrics, "pretrain"))
+    assert f"holds step {done} of 250" in output and done < 250
+    assert not stopped.finished("pretrain")
+    stopped.do("pretrain", pretrain)
+    assert losses(stopped.directory) == losses(whole.directory)
 
 
 @pytest.mark.slow

@@ -23,11 +23,13 @@ def abstract_mesh(*sizes):
 
 
 def test_every_parameter_has_a_row():
-    arch = architecture(CONFIG, MoCaEConfig(rank=2))
+    arch = architecture(CONFIG, MoCaEConfig(rank=2)).unrolled()
     specs = {n: s.spec for n, s in state_shardings(arch.shapes, abstract_mesh(1, 2, 2, 1)).items()}
     assert set(specs) == set(arch.shapes)
     assert specs["layers.0.mlp.gate_proj.kernel"] == P("fsdp", "tensor")
     assert specs["layers.0.mlp.task_vectors.down.A"] == P(None, "tensor", None)
+    stacked = state_shardings(arch.scanned().shapes, abstract_mesh(1, 2, 2, 1))
+    assert stacked["stacks.0.mlp.gate_proj.kernel"].spec == P(None, "fsdp", "tensor")
     assert specs["embed_tokens.embedding"] == P("tensor", "fsdp")
 
 

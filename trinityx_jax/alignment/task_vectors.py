@@ -1,4 +1,5 @@
-"""Algebra of task vectors: trees of low-rank factors A (E, in, r), B (E, r, out).
+"""Algebra of task vectors: trees of low-rank factors A (E, in, r), B (E, r, out), or of the
+layers of a stack, A (n, E, in, r), B (n, E, r, out).
 
 The move of expert e in a projection is T_e = s A_e B_e; inner products of such products need only
 r x r matrices: <A B, A' B'> = sum((A^T A') * (B B'^T)).
@@ -17,7 +18,7 @@ from trinityx_jax.sharding import leaf_name
 
 
 def low_rank_pairs(task_vectors: Any) -> dict[str, tuple[jax.Array, jax.Array]]:
-    """{"layers.0.mlp.task_vectors.gate": (A (E, in, r), B (E, r, out))} from a task-vector tree."""
+    """{"layers.0.mlp.task_vectors.gate": (A (..., E, in, r), B (..., E, r, out))} from a tree."""
     leaves = {leaf_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(task_vectors)}
     return {
         name[:-2]: (leaves[name], leaves[name[:-1] + "B"]) for name in leaves if name[-1] == "A"
@@ -28,9 +29,10 @@ def gram_matrix(task_vectors: Any) -> jax.Array:
     """<T_e, T_f> up to the factor s^2, summed over layers and projections: (E, E) float32."""
     total = jnp.zeros(())
     for A, B in low_rank_pairs(task_vectors).values():
-        AtA = jnp.einsum("eir,fis->efrs", A, A)
-        BBt = jnp.einsum("ero,fso->efrs", B, B)
-        total = total + (AtA * BBt).sum(axis=(-1, -2))
+        AtA = jnp.einsum("...eir,...fis->...efrs", A, A, precision="highest")
+        BBt = jnp.einsum("...ero,...fso->...efrs", B, B, precision="highest")
+        gram = (AtA * BBt).sum(axis=(-1, -2))
+        total = total + gram.reshape(-1, *gram.shape[-2:]).sum(axis=0)
     return total
 
 
@@ -68,6 +70,6 @@ def add(first: Any, second: Any) -> Any:
     """T_e + T'_e exactly, as factors of rank r + r': A side by side, B stacked."""
 
     def join(path: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-        return jnp.concatenate([x, y], axis=2 if leaf_name(path).endswith("A") else 1)
+        return jnp.concatenate([x, y], axis=-1 if leaf_name(path).endswith("A") else -2)
 
     return jax.tree_util.tree_map_with_path(join, first, second)

@@ -113,7 +113,7 @@ def _check(options: Options) -> None:
     if options.log_samples and options.output is None:
         raise UsageError("--log-samples: give --output too; the samples go beside it")
     if options.routing:
-        check_routings([options.routing])
+        check_routings(options, [options.routing])
     if options.output is not None:
         check_output(options.output, options.overwrite)
 

@@ -54,7 +54,7 @@ def run(options: Options) -> None:
 
     prompts = _prompts(options)
     choice = chooser(options.temperature, options.top_k, options.top_p)
-    check_routings([options.routing] if options.routing else [])
+    check_routings(options, [options.routing] if options.routing else [])
     streamed = _is_streamed(options, len(prompts))
     manifest = _manifest_path(options.output) if options.output else None
     for path in filter(None, (options.output, manifest)):

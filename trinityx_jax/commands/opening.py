@@ -38,13 +38,29 @@ def is_run(model: str) -> bool:
     return (Path(model) / "stages").is_dir()
 
 
-def check_routings(names: Sequence[str]) -> None:
-    """Raises UsageError for a name that no model knows: ahead of loading one."""
-    from trinityx_jax.inference.routings import routing_by_name
-    from trinityx_jax.models.router import Mixture
+def check_routings(options: ModelOptions, names: Sequence[str]) -> None:
+    """Raises UsageError for a routing that the model does not have, ahead of loading it.
 
-    for name in names:
-        routing_by_name(name, 1, Mixture())
+    Where its small files do not tell its experts, opening it will.
+    """
+    from trinityx_jax.inference.routings import check_name
+
+    experts = experts_of(options) if names else None
+    if experts is not None:
+        for name in names:
+            check_name(name, experts)
+
+
+def experts_of(options: ModelOptions) -> tuple[str, ...] | None:
+    """Names of the model's experts, if a run's configuration or an export says them."""
+    from trinityx_jax import config
+    from trinityx_jax.io.router import read_router
+    from trinityx_jax.language_model import EXPERTS
+
+    if is_run(options.model):
+        return config.load(Path(options.model) / "config.yaml").mocae.objectives
+    folder = Path(options.model) / EXPERTS if options.experts is None else options.experts
+    return read_router(folder / "router").expert_names if folder.is_dir() else None
 
 
 def open_model(options: ModelOptions) -> LanguageModel:

@@ -15,7 +15,14 @@ from arbitrage.filesystems import naming
 from arbitrage.scores import ScoreTable, softmax
 from arbitrage.tables import aligned
 from trinityx_jax.commands.lines import Row, read_questions
-from trinityx_jax.commands.opening import ModelOptions, check_routings, open_model, record
+from trinityx_jax.commands.opening import (
+    ModelOptions,
+    check_routings,
+    experts_of,
+    open_model,
+    record,
+)
+from trinityx_jax.config import OBJECTIVES
 from trinityx_jax.errors import UsageError
 
 if TYPE_CHECKING:
@@ -57,8 +64,8 @@ def run(options: Options, *, overwrite: bool = False) -> None:
             raise UsageError(f"score of a model needs --{name}; without --model it takes --run")
     assert options.questions is not None and options.output is not None
     routings = tuple(dict.fromkeys(options.routing))
-    check_routings(routings)
-    with _targets(options.output, routings, overwrite) as target:
+    check_routings(options, routings)
+    with _targets(options, routings, overwrite) as target:
         rows = read_questions(options.questions)
         model = open_model(options)
         tables = _score(options, model, rows, routings or (model.default_routing,))
@@ -69,14 +76,17 @@ def run(options: Options, *, overwrite: bool = False) -> None:
 
 
 @contextlib.contextmanager
-def _targets(output: Path, routings: Sequence[str], overwrite: bool) -> Iterator[Path]:
+def _targets(options: Options, routings: Sequence[str], overwrite: bool) -> Iterator[Path]:
     """The folder to write the tables to, or the file where `output` is one."""
     from arbitrage.io import atomic_path
-    from trinityx_jax.inference.routings import NAMES
+    from trinityx_jax.inference.routings import routing_names
     from trinityx_jax.io.folder import new_folder
 
+    output = options.output
+    assert output is not None
     if output.suffix != SUFFIX:
-        with new_folder(output, {f"{n}{SUFFIX}" for n in NAMES}, overwrite=overwrite) as folder:
+        names = {*routings, *routing_names(experts_of(options) or OBJECTIVES)}
+        with new_folder(output, {f"{n}{SUFFIX}" for n in names}, overwrite=overwrite) as folder:
             yield folder
         return
     if len(routings) > 1:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from trinityx_jax.data.examples import SPLITS, Example
+from trinityx_jax.data.examples import SPLITS
 from trinityx_jax.data.hhh_builder import HhhBuilder, Table
 from trinityx_jax.data.raw_rows import read_rows
 from trinityx_jax.data.safety_pairs import pair_splits, read_pairs
@@ -15,7 +13,6 @@ from trinityx_jax.data.truthful_qa import question_splits
 SHARES = {"train": 0.8, "validation": 0.05, "calibration": 0.075, "test": 0.075}
 _PACKED = {"prompt": str, "response": str}
 _OFFICIAL = {"instruction": str, "input": str, "output": str}
-_WINDOW = 24  # wrong answers come from this many answers of nearest length
 
 
 class Alpaca(HhhBuilder):
@@ -49,7 +46,8 @@ class Alpaca(HhhBuilder):
             else:
                 pairs[split][key] = (prompt, response)
         table: Table = {
-            split: self._with_options(split, list(pairs[split].values())) for split in SPLITS[1:]
+            split: self.with_distractors("alpaca", split, list(pairs[split].values()))
+            for split in SPLITS[1:]
         }
         table["train"] = [self.example("alpaca", *pair) for pair in pairs["train"].values()]
         for split in ("train", "validation"):
@@ -61,21 +59,6 @@ class Alpaca(HhhBuilder):
         pairs = pair_splits([row.prompt for row in read_pairs(self.files)], self.files, self.seed)
         splits = {normalise(prompt): split for prompt, split in pairs.items()}
         return splits | question_splits(self.files, self.seed)
-
-    def _with_options(self, split: str, pairs: Sequence[tuple[str, str]]) -> list[Example]:
-        # Similar length, or "the longest answer" would be a cue.
-        ranked = sorted(pairs, key=lambda pair: (len(pair[1]), pair))
-        rows = []
-        for i, (prompt, response) in enumerate(ranked):
-            start = max(0, min(i - _WINDOW // 2, len(ranked) - _WINDOW))
-            near = [answer for _, answer in ranked[start : start + _WINDOW] if answer != response]
-            near = list(dict.fromkeys(near))
-            picks = self.rng(f"distractors {split}", prompt).permutation(len(near))[:3]
-            if len(picks) < 3:
-                self.dropped["too few other answers for options"] += 1
-                continue
-            rows.append(self.example("alpaca", prompt, response, [near[j] for j in picks]))
-        return rows
 
 
 def _pair(row: dict[str, str]) -> tuple[str, str]:

@@ -35,7 +35,7 @@ class ExampleBuilder(tfds.core.GeneratorBasedBuilder):
     licence = ""
     homepage = ""
     about = ""
-    has_options = True  # False leaves two columns out, which saves a third of the writing time
+    has_options = True  # False leaves their columns out, which saves a third of the writing time
 
     def rows(self, split: str) -> list[Example]:
         """All rows of a split."""
@@ -49,6 +49,7 @@ class ExampleBuilder(tfds.core.GeneratorBasedBuilder):
         if self.has_options:
             columns["options"] = tfds.features.Sequence(tfds.features.Text())
             columns["label"] = np.int32
+            columns["rejected"] = tfds.features.Text()
         return tfds.core.DatasetInfo(
             builder=self,
             description=self.about,

@@ -16,7 +16,8 @@ class Example:
     """A prompt and the wanted response; held-out rows also carry answer options.
 
     `options[label]` is the right answer. Rows that are only trained on have options () and
-    label -1. `kind` names the task or source inside the objective.
+    label -1. `rejected`, where it is not empty, is a worse response: the row is a preference pair.
+    `kind` names the task or source inside the objective.
     """
 
     example_id: str
@@ -26,13 +27,15 @@ class Example:
     response: str
     options: tuple[str, ...] = ()
     label: int = -1
+    rejected: str = ""
 
     def to_features(self, *, options: bool = True) -> dict[str, Any]:
-        """Plain dict for TFDS, whose Sequence feature wants a list; without options on request."""
+        """Plain dict for TFDS, whose Sequence feature wants a list; on request without options,
+        label and rejected response."""
         features = dict(vars(self))  # dataclasses.asdict copies deeply: 10 times slower
         features["options"] = list(self.options)
         if not options:
-            del features["options"], features["label"]
+            del features["options"], features["label"], features["rejected"]
         return features
 
     @classmethod
@@ -46,6 +49,7 @@ class Example:
             response=_text(features["response"]),
             options=tuple(_text(option) for option in features.get("options", ())),
             label=int(features.get("label", -1)),
+            rejected=_text(features.get("rejected", "")),
         )
 
 

@@ -1,11 +1,11 @@
-"""What the three builders of real data share: options, order, caps, counts of dropped rows."""
+"""What the builders of real data share: options, order, counts of dropped rows."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ import numpy as np
 from trinityx_jax.data.builder import ExampleBuilder
 from trinityx_jax.data.examples import Example
 from trinityx_jax.data.splits import uniform
+from trinityx_jax.errors import DataError
 
 Table = dict[str, list[Example]]
+_WINDOW = 24  # wrong answers come from this many answers of nearest length
 
 
 class HhhBuilder(ExampleBuilder):
@@ -45,6 +47,13 @@ class HhhBuilder(ExampleBuilder):
     def rows(self, split: str) -> list[Example]:
         return self._ordered.get(split, [])
 
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        if not self.rows(split):  # TFDS would fail with an assertion
+            raise DataError(
+                f"objective {self.objective!r}: no {split} rows in the input; give more rows"
+            )
+        return super()._generate_examples(split)
+
     @functools.cached_property
     def _ordered(self) -> Table:
         return {
@@ -60,6 +69,7 @@ class HhhBuilder(ExampleBuilder):
         prompt: str,
         response: str,
         wrong: Sequence[str] | None = None,
+        rejected: str = "",
     ) -> Example:
         """A row whose id is a hash of its text; `wrong` answers make shuffled options."""
         text = "\0".join([self.objective, kind, prompt, response, *(wrong or ())])
@@ -73,7 +83,26 @@ class HhhBuilder(ExampleBuilder):
         return Example(
             example_id, self.objective, kind, prompt, response,
             options=tuple(options[i] for i in order), label=int(np.flatnonzero(order == 0)[0]),
+            rejected=rejected,
         )  # fmt: skip
+
+    def with_distractors(
+        self, kind: str, split: str, pairs: Sequence[tuple[str, str]]
+    ) -> list[Example]:
+        """Rows of distinct prompts and their answers, each with three answers to other prompts."""
+        # Similar length, or "the longest answer" would be a cue.
+        ranked = sorted(pairs, key=lambda pair: (len(pair[1]), pair))
+        rows = []
+        for i, (prompt, response) in enumerate(ranked):
+            start = max(0, min(i - _WINDOW // 2, len(ranked) - _WINDOW))
+            near = [answer for _, answer in ranked[start : start + _WINDOW] if answer != response]
+            near = list(dict.fromkeys(near))
+            picks = self.rng(f"distractors {split}", prompt).permutation(len(near))[:3]
+            if len(picks) < 3:
+                self.dropped["too few other answers for options"] += 1
+                continue
+            rows.append(self.example(kind, prompt, response, [near[j] for j in picks]))
+        return rows
 
     def pretraining(self, kind: str, pairs: Iterable[tuple[str, str]]) -> list[Example]:
         """Corpus rows of distinct (prompt, response) pairs."""

@@ -186,6 +186,7 @@ class Microworld:
             response=options[0],
             options=tuple(options[i] for i in order),
             label=int(np.flatnonzero(order == 0)[0]),
+            rejected=options[1],  # what tempts most; see `answers`
         )
 
 

@@ -6,31 +6,33 @@ import dataclasses
 import logging
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import grain
 import numpy as np
 
-from trinityx_jax.config import OBJECTIVES
 from trinityx_jax.data.codec import Codec
 from trinityx_jax.data.examples import Example
+from trinityx_jax.data.mixing import check_shares, rows_per_objective
 from trinityx_jax.errors import DataError, UsageError
 
 Batch = dict[str, np.ndarray]
 _FIELDS = ("tokens", "targets", "loss_mask")
 _OPEN_ROWS = 64  # rows that first-fit fills at a time: more waste less padding and take longer
 
-# Packed rows a stream is good for. As good as endless; grain 0.2.18 overflows when a really
+# Batches that a stream is good for. As good as endless; grain 0.2.18 overflows when a really
 # infinite dataset is batched by 1, and zips only streams of one length.
-_STREAM_ROWS = 1 << 40
+_STREAM_BATCHES = 1 << 30
 
 
 @dataclasses.dataclass(frozen=True)
 class PackedRows:
-    """Every example of one objective exactly once, several to a row of L positions.
+    """The examples of one objective as arrays of R rows, several examples to a row or one.
 
-    `fields`: tokens, targets, segment_ids, positions (R, L) int32 and loss_mask (R, L) float32.
-    `shortened`: examples that did not fit into L positions (see `Codec.shorten`).
+    `pack_rows` gives every example exactly once, in the `fields` tokens, targets, segment_ids,
+    positions (R, L) int32 and loss_mask (R, L) float32. `shortened`: examples that did not fit into
+    L positions (see `Codec.shorten`).
     """
 
     fields: Mapping[str, np.ndarray]
@@ -40,7 +42,14 @@ class PackedRows:
         return len(self.fields["tokens"])
 
     def __getitem__(self, index: int) -> Batch:
-        return {name: array[index] for name, array in self.fields.items()}
+        row = {name: array[index] for name, array in self.fields.items()}
+        return row | {"index": np.asarray(index, np.int32)}
+
+
+class Pack(Protocol):
+    """Makes arrays of an objective's rows; the seed decides their order."""
+
+    def __call__(self, rows: Sequence[Example], *, seed: int) -> PackedRows: ...
 
 
 class BatchIterator(Iterator[Batch]):
@@ -74,20 +83,27 @@ def training_batches(
     max_length: int,
     batch_size: int,
     seed: int,
+    objectives: Sequence[str] = (),
+    mix: Sequence[float] = (),
+    accumulate: int = 1,
     process_index: int = 0,
     process_count: int = 1,
     loss_on_prompt: bool = False,
 ) -> BatchIterator:
-    """Endless batches of `batch_size` packed rows per objective, in equal blocks in mapping order.
+    """Endless batches of packed rows: a block for each objective, in mapping order.
 
-    With O objectives, B = O * batch_size / process_count and L = max_length, a batch holds
+    `objectives` are all names that the model knows, in its order (default: those of the rows). A
+    block has `batch_size` rows, or with `mix` the objective's share (`rows_per_objective`); each of
+    `process_count` processes gets an equal part, which `accumulate` divides. With B rows for this
+    process in all and L = max_length, a batch holds
 
         tokens, targets   (B, L) int32    targets[i] is the token after tokens[i]
         loss_mask         (B, L) float32  1 where the target is of the response or its end
                                           (`loss_on_prompt`: of the prompt, too)
         segment_ids       (B, L) int32    0 padding, 1.. the examples of a row
         positions         (B, L) int32    from 0 in every segment
-        objective         (B,)   int32    index into config.OBJECTIVES (0 for the corpus)
+        objective         (B,)   int32    index into `objectives`
+        index             (B,)   int32    number of the packed row inside its objective
 
     A row holds examples of one objective. Each objective is an own stream, seeded by (seed, its
     name) alone: it shows the same rows in a joint job and in a job of its own. Examples are packed
@@ -97,28 +113,52 @@ def training_batches(
     Token ids of all rows are kept in memory (20 bytes a position). Raises UsageError for sizes
     that do not fit and DataError for an objective without rows or a response without tokens.
     """
+    return endless_batches(
+        rows_by_objective,
+        partial(pack_rows, codec=codec, max_length=max_length, loss_on_prompt=loss_on_prompt),
+        max_length=max_length,
+        batch_size=batch_size,
+        seed=seed,
+        objectives=objectives,
+        mix=mix,
+        accumulate=accumulate,
+        process_index=process_index,
+        process_count=process_count,
+    )
+
+
+def endless_batches(
+    rows_by_objective: Mapping[str, Sequence[Example]],
+    pack: Pack,
+    *,
+    max_length: int,
+    batch_size: int,
+    seed: int,
+    objectives: Sequence[str] = (),
+    mix: Sequence[float] = (),
+    accumulate: int = 1,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> BatchIterator:
+    """The streams of `training_batches` over whatever arrays `pack` makes of the rows."""
+    objectives = tuple(objectives or rows_by_objective)
     _check(rows_by_objective, max_length, batch_size, process_index, process_count)
+    check_shares(objectives, batch_size, mix, parts=process_count * accumulate)
+    count = rows_per_objective(objectives, batch_size, mix)
     packed: dict[str, PackedRows] = {}
     streams = []
     for objective, rows in rows_by_objective.items():
         stream_seed = zlib.crc32(f"{seed} {objective}".encode())
-        packed[objective] = pack_rows(
-            rows,
-            codec,
-            max_length=max_length,
-            seed=stream_seed,
-            loss_on_prompt=loss_on_prompt,
-        )
+        packed[objective] = pack(rows, seed=stream_seed)
         if packed[objective].shortened:
             logging.getLogger(__name__).warning(
                 "%s: %d of %d rows are longer than data.max_length=%d and were shortened",
                 objective, packed[objective].shortened, len(rows), max_length,
             )  # fmt: skip
         stream = grain.MapDataset.source(packed[objective]).seed(stream_seed).shuffle()
-        stream = stream.repeat()[:_STREAM_ROWS][process_index::process_count]
-        stream = stream.batch(batch_size // process_count)
-        index = OBJECTIVES.index(objective) if objective in OBJECTIVES else 0
-        streams.append(stream.map(_Label(index)))
+        stream = stream.repeat()[: _STREAM_BATCHES * count[objective]]
+        stream = stream[process_index::process_count].batch(count[objective] // process_count)
+        streams.append(stream.map(_Label(objectives.index(objective))))
     joint = grain.experimental.ZipMapDataset(streams).map(_join)
     return BatchIterator(joint, packed)
 
@@ -191,7 +231,5 @@ def _check(
         raise UsageError(f"data.max_length={max_length}: a row needs 2 tokens at least")
     if not 0 <= process_index < process_count:
         raise UsageError(f"process_index={process_index} must be in 0..{process_count - 1}")
-    if batch_size <= 0 or batch_size % process_count:
-        raise UsageError(
-            f"batch_size={batch_size} must be a positive multiple of the {process_count} processes"
-        )
+    if batch_size <= 0:
+        raise UsageError(f"batch_size={batch_size}: must be positive")

@@ -8,7 +8,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,11 @@ from trinityx_jax.data.tokenizer import (
     train_tokenizer,
 )
 from trinityx_jax.data.truthful_qa import TruthfulQa
+from trinityx_jax.data.user_files import FilesBuilder
+from trinityx_jax.data.user_rows import UserFiles, user_files
 from trinityx_jax.errors import DataError
 
-FORMAT = 2  # raise it when rows, features or the tokenizer change for the same configuration
+FORMAT = 3  # raise it when rows, features or the tokenizer change for the same configuration
 _HHH = {"helpful": Alpaca, "harmless": SafetyPairs, "honest": TruthfulQa}
 _MANIFEST = "prepared.json"
 
@@ -65,9 +67,14 @@ class Datasets:
 
 
 def prepare(
-    config: DataConfig, directory: Path, *, own_tokenizer: bool = True, progress: bool = False
+    config: DataConfig,
+    directory: Path,
+    objectives: Sequence[str] = OBJECTIVES,
+    *,
+    own_tokenizer: bool = True,
+    progress: bool = False,
 ) -> Datasets:
-    """Builds, or finds already built, the data of `config` below `directory`.
+    """Builds, or finds already built, the data of `config` for `objectives` below `directory`.
 
     `own_tokenizer`: with a tokenizer trained on the corpus; else rows alone, whatever the template.
 
@@ -77,34 +84,51 @@ def prepare(
     input files and DataError for damaged ones or a failed download.
     """
     directory = Path(directory)
-    files = _input_files(config, directory, progress=progress)
-    target = directory / f"{config.source}-{_fingerprint(config, files, own_tokenizer)}"
+    wanted = _Wanted(
+        config, tuple(objectives), _input_files(config, directory, objectives, progress=progress)
+    )
+    target = directory / f"{config.source}-{_fingerprint(wanted, own_tokenizer)}"
     if not (target / _MANIFEST).is_file():
         directory.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=".preparing-", dir=directory))
         try:
-            _build(config, files, work, own_tokenizer=own_tokenizer, progress=progress)
+            _build(wanted, work, own_tokenizer=own_tokenizer, progress=progress)
             _put(work, target)
         finally:
             shutil.rmtree(work, ignore_errors=True)
-    return _open(config, files, target)
+    return _open(wanted, target)
 
 
-def _input_files(config: DataConfig, directory: Path, *, progress: bool) -> dict[str, Path]:
+@dataclasses.dataclass(frozen=True)
+class _Wanted:
+    """What to prepare, from which files by name."""
+
+    config: DataConfig
+    objectives: tuple[str, ...]
+    files: Mapping[str, Path]
+
+
+def _input_files(
+    config: DataConfig, directory: Path, objectives: Sequence[str], *, progress: bool
+) -> dict[str, Path]:
     if config.source == "microworld":
         return {}
+    if config.source == "files":
+        return user_files(config.data_dir or ".", objectives)
     if config.data_dir is not None:
         return local_files(config.data_dir)
     return download_all(directory / "downloads", progress=progress)
 
 
-def _fingerprint(config: DataConfig, files: Mapping[str, Path], own_tokenizer: bool) -> str:
+def _fingerprint(wanted: _Wanted, own_tokenizer: bool) -> str:
+    config = wanted.config
     relevant: dict[str, Any] = {"format": FORMAT, "source": config.source, "seed": config.seed}
+    relevant["objectives"] = wanted.objectives
     if config.source == "microworld":
         relevant["rows"] = [config.train_rows, config.held_out_rows, config.pretrain_rows]
         tokenizer = {"template": config.template}  # its words are in the vocabulary
     else:
-        relevant["files"] = {name: sha256_of(path) for name, path in sorted(files.items())}
+        relevant["files"] = {name: sha256_of(path) for name, path in sorted(wanted.files.items())}
         tokenizer = {"vocab_size": config.vocab_size}
     relevant |= tokenizer if own_tokenizer else {"tokenizer": None}
     text = json.dumps(relevant, sort_keys=True)
@@ -120,42 +144,41 @@ def _world(config: DataConfig) -> Microworld:
     )
 
 
-def _builders(
-    config: DataConfig, files: Mapping[str, Path], root: Path
-) -> dict[str, ExampleBuilder]:
+def _builders(wanted: _Wanted, root: Path) -> dict[str, ExampleBuilder]:
     """One builder an objective; the microworld's corpus has its own."""
-    data_dir = str(root / "tfds")
+    config, files, data_dir = wanted.config, wanted.files, str(root / "tfds")
     if config.source == "microworld":
         world = _world(config)
-        names = (*OBJECTIVES, "pretrain")
+        names = (*wanted.objectives, "pretrain")
         return {n: MicroworldBuilder(world=world, config=n, data_dir=data_dir) for n in names}
+    if config.source == "files":
+        source = UserFiles(files)
+        return {
+            objective: FilesBuilder(
+                objective=objective,
+                source=source,
+                seed=config.seed,
+                data_dir=f"{data_dir}/{objective}",
+            )
+            for objective in wanted.objectives
+        }
     return {
-        objective: builder(files=files, seed=config.seed, data_dir=data_dir)
-        for objective, builder in _HHH.items()
+        objective: _HHH[objective](files=files, seed=config.seed, data_dir=data_dir)
+        for objective in wanted.objectives
     }
 
 
-def _build(
-    config: DataConfig,
-    files: Mapping[str, Path],
-    root: Path,
-    *,
-    own_tokenizer: bool,
-    progress: bool,
-) -> None:
-    builders = _builders(config, files, root)
+def _build(wanted: _Wanted, root: Path, *, own_tokenizer: bool, progress: bool) -> None:
+    config, builders = wanted.config, _builders(wanted, root)
     for builder in builders.values():
         write(builder, progress=progress)
     rows = _sources(builders)
-    for (objective, split), data in rows.items():
-        if not len(data):
-            raise DataError(f"{objective}: no {split} rows in the input; give a larger file")
     tokenizer = _trained(config, rows["pretrain", "train"]) if own_tokenizer else None
     if tokenizer is not None:
         save_tokenizer(tokenizer, root)
     manifest = {
         "source": config.source,
-        "rows": {o: {s: len(rows[o, s]) for s in SPLITS} for o in OBJECTIVES},
+        "rows": {o: {s: len(rows[o, s]) for s in SPLITS} for o in wanted.objectives},
         "pretrain": {s: len(rows["pretrain", s]) for s in PRETRAIN_SPLITS},
         "tokenizer": tokenizer
         and {
@@ -177,7 +200,8 @@ def _trained(config: DataConfig, corpus: Rows) -> Tokenizer:
 
 
 def _sources(builders: Mapping[str, ExampleBuilder]) -> dict[tuple[str, str], Rows]:
-    rows = {(o, split): read([builders[o]], split) for o in OBJECTIVES for split in SPLITS}
+    objectives = [name for name in builders if name != "pretrain"]
+    rows = {(o, split): read([builders[o]], split) for o in objectives for split in SPLITS}
     for split, name in PRETRAIN_SPLITS.items():
         with_corpus = [builder for builder in builders.values() if name in builder.splits]
         rows["pretrain", split] = read(with_corpus, name)
@@ -193,9 +217,10 @@ def _put(work: Path, target: Path) -> None:
             raise DataError(f"cannot create {target} ({e.strerror}); remove it and retry") from e
 
 
-def _open(config: DataConfig, files: Mapping[str, Path], target: Path) -> Datasets:
+def _open(wanted: _Wanted, target: Path) -> Datasets:
+    config = wanted.config
     try:
-        tables = _sources(_builders(config, files, target))
+        tables = _sources(_builders(wanted, target))
     except (AssertionError, ValueError, OSError, NotImplementedError) as e:  # TFDS: files missing
         raise DataError(f"{target}: damaged; delete the folder and run again") from e
     return Datasets(

@@ -98,7 +98,7 @@ def consistent(pairs: Iterable[Pair], dropped: Counter[str]) -> list[Pair]:
 class SafetyPairs(HhhBuilder):
     """Trains on the safe answers; held-out rows choose between safe and unsafe, one a prompt.
 
-    Train rows carry the pair as options too, for preference losses. The corpus holds both answers.
+    Every row is a preference pair, too. The corpus holds both answers.
     """
 
     name = "safety_pairs"
@@ -124,7 +124,9 @@ class SafetyPairs(HhhBuilder):
                 self.dropped["further pair of a prompt or answer"] += 1
                 continue
             seen.add(key)
-            row = self.example("pku", pair.prompt, pair.chosen, [pair.rejected])
+            row = self.example(
+                "pku", pair.prompt, pair.chosen, [pair.rejected], rejected=pair.rejected
+            )
             table[split].append(row)
         for split, texts in corpus.items():
             table[f"pretrain_{split}"] = self.pretraining("pku", texts)

@@ -54,7 +54,8 @@ def other_values(attribute: str, but: tuple[str, ...], rng: np.random.Generator)
 
 
 def answers(kind: str, prompt: str, facts: Facts, rng: np.random.Generator) -> list[str]:
-    """[right, wrong, wrong, wrong]: the wrong ones are what the other objectives would tempt to."""
+    """[right, wrong, wrong, wrong]: the wrong ones are what the other objectives would tempt to,
+    the first of them most."""
     if kind in tasks.TASKS:
         return [tasks.solve(prompt), *tasks.near_misses(prompt, rng), REFUSAL]
     if kind in ("request", "lookalike", "forbidden"):

@@ -6,10 +6,9 @@ from collections.abc import Callable, Sequence
 
 from tqdm import tqdm
 
-from trinityx_jax.config import OBJECTIVES
 from trinityx_jax.data.examples import Example
 from trinityx_jax.inference.generate import generate
-from trinityx_jax.inference.setup import ROUTINGS, Setup
+from trinityx_jax.inference.setup import Setup
 from trinityx_jax.models.parameters import Parameters
 
 MAX_NEW_TOKENS = 12
@@ -21,16 +20,16 @@ def verified_shares(
     rows: Sequence[Example],
     verify: Callable[[Example, str], bool],
 ) -> list[list[float]]:
-    """Share of rows answered rightly: objectives (rows) by ROUTINGS (columns)."""
+    """Share of rows answered rightly: objectives (rows) by `setup.routings` (columns)."""
     prompts = [setup.codec.prompt(row.prompt, example_id=row.example_id) for row in rows]
     columns = []
-    for name in tqdm(ROUTINGS, desc="answers", unit="routing", disable=None):
+    for name in tqdm(setup.routings, desc="answers", unit="routing", disable=None):
         answers = generate(setup, parameters, prompts, name, max_new_tokens=MAX_NEW_TOKENS)
         right = [
             verify(row, setup.codec.decode(answer.ids))
             for row, answer in zip(rows, answers, strict=True)
         ]
-        columns.append([_share(right, rows, objective) for objective in OBJECTIVES])
+        columns.append([_share(right, rows, objective) for objective in setup.objectives])
     return [list(shares) for shares in zip(*columns, strict=True)]
 
 

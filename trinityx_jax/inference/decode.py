@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from trinityx_jax.inference.programs import note
 from trinityx_jax.inference.sampling import Chooser
-from trinityx_jax.models.attention import KeyValue
+from trinityx_jax.models.cache import KeyValue
 from trinityx_jax.models.parameters import Architecture, Parameters
 from trinityx_jax.models.router import Routing
 from trinityx_jax.models.transformer import View
@@ -64,12 +64,11 @@ def prefill(
     # A padding slot sees itself, and nobody sees it.
     real = (positions[:, None, :] >= 0) | (slots[:, None] == slots)
     view = View(positions, positions, real & (slots[:, None] >= slots))
-    hidden = model.hidden(tokens_bp, routing, view)
-    cache = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, room), (0, 0))), hidden.cache)
+    hidden = model.hidden(tokens_bp, routing, view, model.new_cache(B, P + room))
     first = chooser.choose(model.logits(hidden.states[:, -1]), _step_keys(key_b, 0))
     tokens = jnp.zeros((B, room), jnp.int32).at[:, 0].set(first)
     done = idle_b | jnp.isin(first, stop_ids)
-    return Decoding(cache, tokens, done, jnp.int32(1), start_b, key_b)
+    return Decoding(hidden.cache, tokens, done, jnp.int32(1), start_b, key_b)
 
 
 @partial(jax.jit, static_argnames="arch", donate_argnames="state")
@@ -84,7 +83,7 @@ def decode(
 ) -> Decoding:
     """Goes on until `limit` tokens are written or every row is done; one pass a token."""
     B, room = state.tokens_bn.shape
-    capacity = state.cache[0].key.shape[2]
+    capacity = state.cache[0].key.shape[-2]
     note(f"decode: {B} rows, {capacity} cache slots")
     model = arch.merge(parameters)
     slots = jnp.arange(capacity)

@@ -9,13 +9,12 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from trinityx_jax.config import OBJECTIVES
 from trinityx_jax.data.examples import Example
 from trinityx_jax.inference.batches import padded_batches
 from trinityx_jax.inference.setup import Setup
 from trinityx_jax.models.parameters import Architecture, Parameters
 from trinityx_jax.models.router import Mixture
-from trinityx_jax.sharding import shard_batch
+from trinityx_jax.sharding import fetch, place
 
 
 class Gates(NamedTuple):
@@ -41,12 +40,13 @@ def collect_gates(setup: Setup, parameters: Parameters, rows: Sequence[Example])
             example_id=row.example_id,
         )
         sequences.append([*prompt, *response][:-1])  # the last token is only predicted
-    objective = np.array([OBJECTIVES.index(row.objective) for row in rows])
+    objective = np.array([setup.objectives.index(row.objective) for row in rows])
     logits, labels = [], []
     for index, tokens, real in padded_batches(sequences, setup.batch_size, setup.max_length):
-        device_tokens = shard_batch({"tokens": tokens}, setup.mesh)["tokens"]
-        z_nble = _gate_logits(setup.arch, parameters, device_tokens, setup.mixture)
+        device_tokens = place({"tokens": tokens}, setup.mesh)["tokens"]
+        with jax.set_mesh(setup.mesh):
+            z_nble = _gate_logits(setup.arch, parameters, device_tokens, setup.mixture)
         real = real[: len(index)]
-        logits.append(np.asarray(z_nble)[:, : len(index)][:, real])
+        logits.append(fetch(z_nble)[:, : len(index)][:, real])
         labels.append(np.repeat(objective[index], real.sum(axis=1)))
     return Gates(np.concatenate(logits, axis=1), np.concatenate(labels))

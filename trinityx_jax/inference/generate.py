@@ -18,7 +18,7 @@ from trinityx_jax.inference.decode import Decoding, decode, prefill
 from trinityx_jax.inference.sampling import Chooser, Greedy
 from trinityx_jax.inference.setup import Setup
 from trinityx_jax.models.parameters import Parameters
-from trinityx_jax.sharding import shard_batch, ways
+from trinityx_jax.sharding import fetch, place, ways
 
 # (prompt's index, its newest token ids) -> whether the answer is complete
 Watch = Callable[[int, list[int]], bool | None]
@@ -96,7 +96,7 @@ class _Batch:
         for i, prompt in enumerate(prompts):
             start[i] = length - len(prompt)
             tokens[i, start[i] :] = prompt
-        self.arrays = shard_batch(
+        self.arrays = place(
             {"tokens_bp": tokens, "start_b": start, "idle_b": np.arange(self.rows) >= self.n},
             setup.mesh,
         )
@@ -113,21 +113,23 @@ class _Batch:
         """The rows' answers."""
         arch, stops = self.setup.arch, jnp.array(self.setup.codec.stop_ids, jnp.int32)
         how = self.setup.routing(routing, self.rows)
-        state = prefill(
-            arch, parameters, **self.arrays, key_b=self.key_b, routing=how, chooser=chooser,
-            stop_ids=stops, room=self.room,
-        )  # fmt: skip
+        with jax.set_mesh(self.setup.mesh):
+            state = prefill(
+                arch, parameters, **self.arrays, key_b=self.key_b, routing=how, chooser=chooser,
+                stop_ids=stops, room=self.room,
+            )  # fmt: skip
         ended = np.full(self.n, self.steps)  # tokens of each row that count
         seen = 0
         while True:
             if watch:
                 state, seen = self._show(state, watch, seen, ended)
-            count, done = int(state.count), bool(np.asarray(state.done_b).all())
+            count, done = int(state.count), bool(fetch(state.done_b).all())
             if done or count >= self.steps:
                 break
             limit = min(count + watch_every, self.steps) if watch else self.steps
-            state = decode(arch, parameters, state, how, chooser, stops, jnp.int32(limit))
-        tokens = np.asarray(state.tokens_bn)[: self.n, : int(state.count)]
+            with jax.set_mesh(self.setup.mesh):
+                state = decode(arch, parameters, state, how, chooser, stops, jnp.int32(limit))
+        tokens = fetch(state.tokens_bn)[: self.n, : int(state.count)]
         for row, end in zip(tokens, ended, strict=True):
             ids = self._until_stop(row)
             finished = len(ids) < len(row) or bool(end < self.steps)
@@ -138,7 +140,7 @@ class _Batch:
     ) -> tuple[Decoding, int]:
         """Hands each row's new tokens to `watch`; rows it calls complete are done."""
         count = int(state.count)
-        tokens = np.asarray(state.tokens_bn)
+        tokens = fetch(state.tokens_bn)
         for i in range(self.n):
             ids = self._until_stop(tokens[i, :count])
             new = ids[seen : ended[i]]
@@ -146,7 +148,7 @@ class _Batch:
                 ended[i] = len(ids)
         complete = np.zeros(self.rows, bool)
         complete[: self.n] = ended < self.steps
-        done = state.done_b | shard_batch({"done": complete}, self.setup.mesh)["done"]
+        done = state.done_b | place({"done": complete}, self.setup.mesh)["done"]
         return state.replace(done_b=done), count
 
     def _until_stop(self, ids: np.ndarray) -> list[int]:

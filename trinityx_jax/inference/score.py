@@ -12,15 +12,16 @@ import numpy as np
 from tqdm import tqdm
 
 from trinityx_jax.alignment.losses import token_cross_entropy
+from trinityx_jax.config import OBJECTIVES
 from trinityx_jax.data.examples import Example
 from trinityx_jax.inference.packing import PROMPT, Question, packed_batches
 from trinityx_jax.inference.programs import note
 from trinityx_jax.inference.routings import forced, is_forced
-from trinityx_jax.inference.setup import ROUTINGS, Setup
+from trinityx_jax.inference.setup import Setup
 from trinityx_jax.models.parameters import Architecture, Parameters
 from trinityx_jax.models.router import Routing
 from trinityx_jax.models.transformer import View
-from trinityx_jax.sharding import shard_batch
+from trinityx_jax.sharding import fetch, place
 
 
 class OptionScores(NamedTuple):
@@ -48,24 +49,25 @@ def score_options(
         for name in routings
     }
     work = [
-        (names, forced(names, rows) if len(names) > 1 else alone[names[0]])
-        for names in passes(routings)
+        (names, forced(names, rows, setup.objectives) if len(names) > 1 else alone[names[0]])
+        for names in passes(routings, setup.objectives)
     ]
     batches = list(packed_batches(questions, rows))
     for index, batch in tqdm(batches, desc="questions", unit="batch", disable=None):
-        device_batch = shard_batch(batch, setup.mesh)
+        device_batch = place(batch, setup.mesh)
         for names, routing in work:
-            scores = _score(setup.arch, parameters, device_batch, routing, shape[1])
+            with jax.set_mesh(setup.mesh):
+                scores = _score(setup.arch, parameters, device_batch, routing, shape[1])
             for j, name in enumerate(names):
                 for mine, all_rows in zip(found[name], scores, strict=True):
-                    mine[index] = np.asarray(all_rows)[j * rows :][: len(index)]
+                    mine[index] = fetch(all_rows)[j * rows :][: len(index)]
     return found
 
 
-def passes(routings: Sequence[str]) -> list[list[str]]:
+def passes(routings: Sequence[str], objectives: Sequence[str] = OBJECTIVES) -> list[list[str]]:
     """The routings by pass over the backbone: all forced ones together, the others alone."""
-    together = [name for name in routings if is_forced(name)]
-    alone = [[name] for name in routings if not is_forced(name)]
+    together = [name for name in routings if is_forced(name, objectives)]
+    alone = [[name] for name in routings if name not in together]
     return [*alone, together] if together else alone
 
 
@@ -73,10 +75,11 @@ def option_scores(
     setup: Setup,
     parameters: Parameters,
     rows: Sequence[Example],
-    routings: Sequence[str] = ROUTINGS,
+    routings: Sequence[str] = (),
 ) -> dict[str, np.ndarray]:
     """Mean log-likelihood per token of every option, {routing: (N, K) float32}.
 
+    `routings`: by name; () for those that a run compares.
     -inf where a row has fewer than K options. Normalised by tokens, an end marker included, so that
     long options are not at a disadvantage. Raises DataError for an option without tokens.
     """
@@ -94,7 +97,9 @@ def option_scores(
     tokens = option_lengths(questions)
     return {
         name: scores.log_likelihood / np.maximum(tokens, 1)
-        for name, scores in score_options(setup, parameters, questions, routings).items()
+        for name, scores in score_options(
+            setup, parameters, questions, routings or setup.routings
+        ).items()
     }
 
 

@@ -5,29 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from trinityx_jax.alignment.task_vectors import low_rank_pairs
-from trinityx_jax.config import OBJECTIVES, MoCaEConfig
+from trinityx_jax.config import MoCaEConfig
 from trinityx_jax.errors import DataError
 from trinityx_jax.io.peft import Pairs
 from trinityx_jax.io.router import Gating
 from trinityx_jax.models.mocae import TaskVector
 from trinityx_jax.models.parameters import Architecture, Parameters, architecture, layer_of
 from trinityx_jax.models.router import Importance, RouterWeight, Temperature
-from trinityx_jax.sharding import state_shardings
+from trinityx_jax.sharding import fetch
 
 
 def adapters(arch: Architecture, parameters: Parameters) -> dict[str, Pairs]:
     """{objective: {(layer, projection): (A (in, r), B (r, out))}} as NumPy arrays."""
-    result: dict[str, dict] = {objective: {} for objective in OBJECTIVES}
-    for name, (A, B) in low_rank_pairs(arch.only(parameters, TaskVector)).items():
+    assert arch.mocae is not None
+    result: dict[str, dict] = {objective: {} for objective in arch.mocae.objectives}
+    for name, (A, B) in low_rank_pairs(_apart(arch, parameters, TaskVector)).items():
         key = (layer_of(name), f"{name.rsplit('.', 1)[1]}_proj")
-        for e, objective in enumerate(OBJECTIVES):
-            result[objective][key] = (np.asarray(A[e]), np.asarray(B[e]))
+        for e, objective in enumerate(arch.mocae.objectives):
+            result[objective][key] = (A[e], B[e])
     return {**result}
 
 
@@ -38,50 +37,60 @@ def gating(
     assert arch.mocae is not None
 
     def by_layer(kind: type) -> dict[int, np.ndarray]:
-        return {layer_of(n): np.asarray(x) for n, x in arch.only(parameters, kind).items()}
+        return {layer_of(name): x for name, x in _apart(arch, parameters, kind).items()}
 
     return Gating(
         gates=by_layer(RouterWeight),
         temperatures=by_layer(Temperature),
-        expert_names=OBJECTIVES,
+        expert_names=arch.mocae.objectives,
         base_model=base_model,
         calibration=calibration,
         top_k=arch.mocae.top_k,
-        gamma=by_layer(Importance)[0],
+        gamma=by_layer(Importance)[arch.expert_layers[0]],
         gamma_mode=arch.mocae.gamma,
+        num_hidden_layers=arch.config.num_hidden_layers if arch.mocae.layers else None,
     )
 
 
 def attach(
     backbone: Architecture, pairs_by_expert: Mapping[str, Pairs], gates: Gating, mesh: Mesh
 ) -> tuple[Architecture, Parameters]:
-    """The backbone's structure with experts in every layer, and the experts' parameters.
+    """The backbone's structure with experts in the layers that have some, and their parameters.
 
-    Raises DataError for other expert names than OBJECTIVES, and for shapes that do not fit.
+    Raises DataError for shapes that do not fit.
     """
-    if set(gates.expert_names) != set(OBJECTIVES):
+    objectives = tuple(gates.expert_names)
+    rank = next(iter(pairs_by_expert[objectives[0]].values()))[0].shape[1]
+    some = gates.num_hidden_layers is not None
+    if gates.num_hidden_layers not in (None, backbone.config.num_hidden_layers):
         raise DataError(
-            f"experts {', '.join(gates.expert_names)}: this version has {', '.join(OBJECTIVES)}"
+            f"experts: made for another backbone ({gates.base_model}), of "
+            f"{gates.num_hidden_layers} layers; this one has {backbone.config.num_hidden_layers}"
         )
-    rank = next(iter(pairs_by_expert[OBJECTIVES[0]].values()))[0].shape[1]
-    # The files hold the scale folded into B, so s = lora_alpha / r is 1 here.
-    mocae = MoCaEConfig(rank, float(rank), gates.top_k, gates.gamma_mode)
+    mocae = MoCaEConfig(
+        objectives=objectives,
+        layers=tuple(gates.layers) if some else (),
+        rank=rank,
+        lora_alpha=float(rank),  # the files hold s = lora_alpha / r folded into B
+        top_k=gates.top_k,
+        gamma=gates.gamma_mode,
+    )
     arch = architecture(backbone.config, mocae)
-    order = [gates.expert_names.index(objective) for objective in OBJECTIVES]
     found: dict[str, np.ndarray] = {}
     for layer, gate_de in gates.gates.items():
         where = f"layers.{layer}.mlp"
-        gamma = np.ones(len(order), np.float32) if gates.gamma is None else gates.gamma
-        found[f"{where}.router.kernel"] = gate_de[:, order]
-        found[f"{where}.router.temperature"] = gates.temperatures[layer][order]
-        found[f"{where}.router.gamma"] = np.asarray(gamma)[order]
+        gamma = np.ones(len(objectives), np.float32) if gates.gamma is None else gates.gamma
+        found[f"{where}.router.kernel"] = gate_de
+        found[f"{where}.router.temperature"] = gates.temperatures[layer]
+        found[f"{where}.router.gamma"] = np.asarray(gamma)
         for projection in ("gate", "up", "down"):
             for half, letter in enumerate("AB"):
                 found[f"{where}.task_vectors.{projection}.{letter}"] = np.stack([
                     pairs_by_expert[objective][layer, f"{projection}_proj"][half]
-                    for objective in OBJECTIVES
+                    for objective in objectives
                 ])  # fmt: skip
-    wanted = arch.only(arch.shapes, TaskVector, RouterWeight, Temperature, Importance)
+    unrolled = arch.unrolled()
+    wanted = unrolled.only(unrolled.shapes, TaskVector, RouterWeight, Temperature, Importance)
     for name in sorted(wanted.keys() | found.keys()):
         want = wanted[name].shape if name in wanted else None
         have = found[name].shape if name in found else None
@@ -90,8 +99,9 @@ def attach(
                 f"experts: {name} has shape {have}, the backbone wants {want}; they were made for "
                 f"another backbone ({gates.base_model})"
             )
-    shardings = state_shardings(wanted, mesh)
-    return arch, {
-        name: jax.device_put(jnp.asarray(found[name], jnp.float32), shardings[name])
-        for name in wanted
-    }
+    return arch, arch.stack({name: found[name].astype(np.float32) for name in wanted}, mesh)
+
+
+def _apart(arch: Architecture, parameters: Parameters, kind: type) -> dict[str, np.ndarray]:
+    """The parameters of one kind, layer by layer, on this host."""
+    return arch.unstack({name: fetch(x) for name, x in arch.only(parameters, kind).items()})

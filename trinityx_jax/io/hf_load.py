@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,10 +17,10 @@ from jax.sharding import Mesh, NamedSharding
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
-from trinityx_jax.config import ModelConfig
+from trinityx_jax.config import MoCaEConfig, ModelConfig
 from trinityx_jax.errors import DataError, UsageError
 from trinityx_jax.io.folder import read_json
-from trinityx_jax.models.families import model_config, tensors
+from trinityx_jax.models.families import HFTensor, model_config, tensors
 from trinityx_jax.models.parameters import architecture
 from trinityx_jax.sharding import state_shardings
 
@@ -33,6 +34,13 @@ _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _AGAIN = "download it again"
 
 
+class Place(NamedTuple):
+    """Where a parameter lies: in one tensor or, `stacked`, in several along a new first axis."""
+
+    tensors: tuple[HFTensor, ...]
+    stacked: bool = False
+
+
 class Stored(NamedTuple):
     """What a file's header says of a tensor; `dtype` is safetensors' name, such as BF16."""
 
@@ -44,7 +52,7 @@ class Stored(NamedTuple):
 def load_checkpoint(
     folder: str | Path, mesh: Mesh, *, dtype: str | None = None
 ) -> tuple[ModelConfig, dict[str, jax.Array]]:
-    """(configuration, parameters by our names) of a folder in Hugging Face's layout.
+    """(configuration, parameters by our names and layer by layer) of a Hugging Face folder.
 
     Reads `model.safetensors` or, where there is none, the files of its index. The headers of all
     files are checked against config.json before any data is read. Two kinds of tensors are left
@@ -60,19 +68,38 @@ def load_checkpoint(
     Raises DataError, in one line, for damaged, missing and unsuitable files; UsageError for a
     dtype that there is none of and a mesh that does not divide the shapes.
     """
+    path = Path(folder) / "config.json"
+    config = model_config(read_json(path, "give the folder of a model"), str(path))
+    places = {name: Place((tensor,)) for name, tensor in tensors(config).items()}
+    return load_places(folder, config, None, places, mesh, dtype)
+
+
+def load_places(
+    folder: str | Path,
+    config: ModelConfig,
+    mocae: MoCaEConfig | None,
+    places: Mapping[str, Place],
+    mesh: Mesh,
+    dtype: str | None,
+) -> tuple[ModelConfig, dict[str, jax.Array]]:
+    """`load_checkpoint` for the parameters of this model that `places` names.
+
+    Every tensor of the folder must have its place, but for what `load_checkpoint` leaves out.
+    """
     folder = Path(folder)
     if dtype is not None and dtype not in DTYPES.values():
         raise UsageError(f"dtype {dtype!r}: allowed are {', '.join(DTYPES.values())}")
-    path = folder / "config.json"
-    config = model_config(read_json(path, "give the folder of a model"), str(path))
+    config = dataclasses.replace(config, scan_layers=False)
     headers = _headers(folder)
-    shapes = _check(folder, config, headers)
+    wanted = _stored_shapes(architecture(config, mocae).shapes, places)
+    _check(folder, config, wanted, headers)
     if dtype is None:
-        dtype = _most_common_dtype(headers[name] for name in shapes)
+        dtype = _most_common_dtype(headers[name] for name in wanted)
     config = dataclasses.replace(config, dtype=dtype, param_dtype=dtype)
     if config.tie_word_embeddings and _HEAD in headers:
         _check_tied(folder, headers)
-    return config, _read(config, headers, mesh)
+    shapes = architecture(config, mocae).shapes
+    return config, _read({n: shapes[n] for n in shapes if n in places}, places, headers, mesh)
 
 
 def _headers(folder: Path) -> dict[str, Stored]:
@@ -129,15 +156,25 @@ def _no_weights(folder: Path) -> str:
     )
 
 
-def _check(
-    folder: Path, config: ModelConfig, headers: Mapping[str, Stored]
+def _stored_shapes(
+    shapes: Mapping[str, jax.ShapeDtypeStruct], places: Mapping[str, Place]
 ) -> dict[str, tuple[int, ...]]:
-    """Shapes of the checkpoint's tensors by its names, once the headers fit them."""
-    ours = architecture(config).shapes
-    wanted = {
-        theirs.name: ours[name].shape[::-1] if theirs.transposed else ours[name].shape
-        for name, theirs in tensors(config).items()
+    """Shapes of the checkpoint's tensors by its names."""
+    return {
+        theirs.name: shape[::-1] if theirs.transposed else shape
+        for name, place in places.items()
+        for shape in [shapes[name].shape[place.stacked :]]
+        for theirs in place.tensors
     }
+
+
+def _check(
+    folder: Path,
+    config: ModelConfig,
+    wanted: Mapping[str, tuple[int, ...]],
+    headers: Mapping[str, Stored],
+) -> None:
+    """DataError unless the headers fit the shapes that are wanted."""
     harmless = {name for name in headers if _DERIVED.fullmatch(name)}
     if config.tie_word_embeddings:
         harmless.add(_HEAD)
@@ -162,7 +199,6 @@ def _check(
             f"{folder}: the tensors do not fit {config.family}: {'; '.join(told)}; "
             "give a complete checkpoint that is not quantised"
         )
-    return wanted
 
 
 def _most_common_dtype(stored: Iterable[Stored]) -> str:
@@ -193,21 +229,42 @@ def _check_tied(folder: Path, headers: Mapping[str, Stored]) -> None:
         )
 
 
-def _read(config: ModelConfig, headers: Mapping[str, Stored], mesh: Mesh) -> dict[str, jax.Array]:
-    shapes = architecture(config).shapes
+def _read(
+    shapes: Mapping[str, jax.ShapeDtypeStruct],
+    places: Mapping[str, Place],
+    headers: Mapping[str, Stored],
+    mesh: Mesh,
+) -> dict[str, jax.Array]:
     shardings = state_shardings(shapes, mesh)
-    names = tensors(config)
     arrays = {}
     with tqdm(total=len(shapes), desc="weights", unit="tensor", disable=None) as bar:
-        for name in sorted(shapes, key=lambda name: headers[names[name].name].file):
-            stored, transposed = names[name]
+        for name in sorted(shapes, key=lambda name: headers[places[name].tensors[0].name].file):
+            stored, stacked = places[name]
             # What was read of a file stays mapped until it is closed, so open it for each tensor.
-            with safe_open(headers[stored].file, "numpy") as file:
-                part = file.get_slice(stored)
-                shape = shapes[name].shape
-                arrays[name] = _array(part, transposed, shape, shardings[name], config.param_dtype)
+            with contextlib.ExitStack() as files:
+                parts = [
+                    files.enter_context(safe_open(headers[part].file, "numpy")).get_slice(part)
+                    for part, _ in stored
+                ]
+                turned, want = stored[0].transposed, shapes[name]
+                part = _Stack(parts, turned) if stacked else parts[0]
+                arrays[name] = _array(
+                    part, turned and not stacked, want.shape, shardings[name], want.dtype.name
+                )
             bar.update()
     return {name: arrays[name] for name in shapes}
+
+
+class _Stack:
+    """Slices of several stored tensors as those of one array, with the tensors as first axis."""
+
+    def __init__(self, parts: Sequence[Any], transposed: bool):
+        self._parts, self._transposed = parts, transposed
+
+    def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
+        inner = index[:0:-1] if self._transposed else index[1:]
+        values = [part[inner] for part in self._parts[index[0]]]
+        return np.stack([x.T for x in values] if self._transposed else values)
 
 
 def _array(

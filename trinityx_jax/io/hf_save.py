@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -29,6 +29,18 @@ _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
+class Piece(NamedTuple):
+    """A tensor to write: its name, an array or struct of its size and dtype, and its values."""
+
+    name: str
+    like: jax.Array | jax.ShapeDtypeStruct
+    values: Callable[[], np.ndarray]
+
+    @property
+    def nbytes(self) -> int:
+        return self.like.size * self.like.dtype.itemsize
+
+
 def save_checkpoint(
     folder: str | Path,
     config: ModelConfig,
@@ -45,7 +57,8 @@ def save_checkpoint(
     index; a tensor above it has a file of its own.
 
     Args:
-      parameters: every parameter of the backbone by our names, in `config.param_dtype`.
+      parameters: every parameter of the backbone by our names, layer by layer, in the
+        type `config.param_dtype`.
       extra_files: name -> contents or a file to copy: tokenizer files, generation_config.json,
         whose token ids config.json repeats for older readers.
       overwrite: replace a folder that holds nothing but files of these names.
@@ -55,10 +68,33 @@ def save_checkpoint(
     """
     contents = hf_config(config)
     _check(config, parameters)
-    shards = _plan(config, parameters, max_shard_bytes)
+    pieces = [
+        Piece(hf_name, parameters[ours], partial(stored, parameters[ours], transposed))
+        for ours, (hf_name, transposed) in tensors(config).items()
+    ]
+    return save_pieces(
+        folder,
+        contents,
+        pieces,
+        max_shard_bytes=max_shard_bytes,
+        extra_files=extra_files,
+        overwrite=overwrite,
+    )
+
+
+def save_pieces(
+    folder: str | Path,
+    contents: Mapping[str, Any],
+    pieces: Sequence[Piece],
+    *,
+    max_shard_bytes: int,
+    extra_files: Mapping[str, bytes | Path] | None,
+    overwrite: bool,
+) -> Path:
+    """`save_checkpoint` of any tensors, with `contents` in config.json."""
+    shards = _plan(pieces, max_shard_bytes)
     extra = dict(extra_files or {})
-    contents |= _token_ids(extra)
-    names = tensors(config)
+    contents = {**contents, **_token_ids(extra)}
     made = ["config.json", INDEX, *shards]
     _check_extra(extra, made)
     with contextlib.ExitStack() as stack:
@@ -68,30 +104,29 @@ def save_checkpoint(
             old = [p.name for p in place.iterdir()] if place.is_dir() else []
             entries = {*made, SINGLE, *extra, *filter(_SHARD.fullmatch, old)}
             place = stack.enter_context(new_folder(folder, entries, overwrite=overwrite))
-        bar = stack.enter_context(
-            tqdm(total=len(names), desc="weights", unit="tensor", disable=None if writer else True)
-        )
+        silent = None if writer else True
+        bar = tqdm(total=len(pieces), desc="weights", unit="tensor", disable=silent)
+        stack.enter_context(bar)
         for file, inside in shards.items():
             ready = {}
-            for name in inside:
-                value = _whole(parameters[name])
+            for piece in inside:
+                values = piece.values()  # on every process
                 if writer:
-                    hf_name, transposed = names[name]
-                    ready[hf_name] = np.ascontiguousarray(value.T if transposed else value)
+                    ready[piece.name] = np.ascontiguousarray(values)
                 bar.update()
             if writer:
                 save_tensors(place / file, ready)
         if writer:
             write_json(place / "config.json", contents)
             if len(shards) > 1:
-                write_json(place / INDEX, _index(config, parameters, shards))
+                write_json(place / INDEX, _index(shards))
             for name, value in extra.items():
                 _write_extra(place / name, value)
     return Path(folder)
 
 
 def _check(config: ModelConfig, parameters: Mapping[str, jax.Array]) -> None:
-    shapes = architecture(config).shapes
+    shapes = architecture(config).unrolled().shapes
     faults = {
         "missing": shapes.keys() - parameters.keys(),
         "unknown": parameters.keys() - shapes.keys(),
@@ -111,21 +146,18 @@ def _check(config: ModelConfig, parameters: Mapping[str, jax.Array]) -> None:
             raise UsageError(f"checkpoint: {fault} parameters: {few(names)}; give the backbone's")
 
 
-def _plan(
-    config: ModelConfig, parameters: Mapping[str, jax.Array], limit: int
-) -> dict[str, list[str]]:
-    """File -> our names in it, filled in order up to `limit` bytes."""
+def _plan(pieces: Sequence[Piece], limit: int) -> dict[str, list[Piece]]:
+    """File -> the pieces in it, filled in order up to `limit` bytes."""
     if limit <= 0:
         raise UsageError(f"max_shard_bytes={limit}: must be positive")
-    groups: list[list[str]] = [[]]
+    groups: list[list[Piece]] = [[]]
     size = 0
-    for name in tensors(config):
-        more = parameters[name].nbytes
-        if groups[-1] and size + more > limit:
+    for piece in pieces:
+        if groups[-1] and size + piece.nbytes > limit:
             groups.append([])
             size = 0
-        groups[-1].append(name)
-        size += more
+        groups[-1].append(piece)
+        size += piece.nbytes
     if len(groups) == 1:
         return {SINGLE: groups[0]}
     return {
@@ -134,25 +166,27 @@ def _plan(
     }
 
 
-def _index(
-    config: ModelConfig, parameters: Mapping[str, jax.Array], shards: Mapping[str, list[str]]
-) -> dict[str, Any]:
-    names = tensors(config)
+def _index(shards: Mapping[str, list[Piece]]) -> dict[str, Any]:
+    pieces = [piece for inside in shards.values() for piece in inside]
     return {
         "metadata": {
-            "total_parameters": sum(math.prod(x.shape) for x in parameters.values()),
-            "total_size": sum(x.nbytes for x in parameters.values()),
+            "total_parameters": sum(piece.like.size for piece in pieces),
+            "total_size": sum(piece.nbytes for piece in pieces),
         },
-        "weight_map": {
-            names[name].name: file for file, inside in shards.items() for name in inside
-        },
+        "weight_map": {piece.name: file for file, inside in shards.items() for piece in inside},
     }
 
 
-def _whole(array: jax.Array) -> np.ndarray:
+def whole(array: jax.Array) -> np.ndarray:
+    """All of a sharded array on the host; every process calls it."""
     if array.is_fully_addressable:
         return np.asarray(array)
     return multihost_utils.process_allgather(array, tiled=True)
+
+
+def stored(array: jax.Array, transposed: bool) -> np.ndarray:
+    """`whole` in a checkpoint's orientation."""
+    return whole(array).T if transposed else whole(array)
 
 
 def _token_ids(extra: Mapping[str, bytes | Path]) -> dict[str, Any]:

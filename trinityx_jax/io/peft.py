@@ -54,13 +54,13 @@ def write_adapter(
 
     Args:
       pairs: (layer, projection) -> (A (in, r), B (r, out)), float32, our `x A B` orientation;
-        layers 0..n-1, each with all of gate_proj, up_proj and down_proj, one rank r throughout.
+        each layer with all of gate_proj, up_proj and down_proj, one rank r throughout.
       scale: s of `W + s A B`; folded into B in float32 (one rounding unless s is a power of two).
       base_model: name or path that PEFT loads the backbone from.
 
     Raises DataError naming the missing or misshapen part, UsageError when the directory exists.
     """
-    rank = _check(pairs)
+    rank = _check(pairs, every=False)
     if not np.isfinite(scale):
         raise UsageError(f"adapter scale {scale} is not finite; set mocae.lora_alpha to a number")
     folded = {
@@ -73,7 +73,7 @@ def write_adapter(
         tensors[_name(key, "B")] = b.T
     with new_folder(directory, FILES, overwrite=overwrite) as folder:
         save_tensors(folder / "adapter_model.safetensors", tensors)
-        write_json(folder / "adapter_config.json", _config(rank, base_model))
+        write_json(folder / "adapter_config.json", _config(rank, base_model, _layers(folded)))
         (folder / "README.md").write_text(_card(base_model, rank), encoding="utf-8")
         _check_same(folded, read_adapter(folder))
     return Path(directory)
@@ -109,7 +109,9 @@ def read_adapter(directory: str | Path) -> dict[tuple[int, str], tuple[np.ndarra
                 raise DataError(f"{folder}: tensor {_name(key, part)!r} is missing")
         a, b = (np.ascontiguousarray(half[part].T) for part in "AB")
         pairs[key] = (a, b if scale == 1 else b * scale)
-    if config["r"] != _check(pairs):
+    if config.get("layers_to_transform") not in (None, _layers(pairs)):
+        raise DataError(f"{folder}: layers_to_transform names other layers than there are tensors")
+    if config["r"] != _check(pairs, every=config.get("layers_to_transform") is None):
         raise DataError(f"{folder}: adapter_config.json says r={config['r']}, tensors differ")
     return pairs
 
@@ -118,8 +120,15 @@ def _name(key: tuple[int, str], part: str) -> str:
     return f"base_model.model.model.layers.{key[0]}.mlp.{key[1]}.lora_{part}.weight"
 
 
-def _check(pairs: Pairs) -> int:
-    """The common rank, after checking that every pair is there and fits its neighbours."""
+def _layers(pairs: Pairs) -> list[int]:
+    return sorted({layer for layer, _ in pairs})
+
+
+def _check(pairs: Pairs, *, every: bool) -> int:
+    """The common rank, after checking that every pair is there and fits its neighbours.
+
+    `every`: of all layers up to the last, not only of those that have some.
+    """
     if not pairs:
         raise DataError("adapter: no layers; pass one (A, B) pair per layer and projection")
     for layer, projection in pairs:
@@ -127,13 +136,16 @@ def _check(pairs: Pairs) -> int:
             raise DataError(
                 f"adapter: layer {layer} has {projection!r}; allowed are {', '.join(PROJECTIONS)}"
             )
-    layers = max(layer for layer, _ in pairs) + 1
-    missing = [(i, p) for i in range(layers) for p in PROJECTIONS if (i, p) not in pairs]
+    layers = _layers(pairs)
+    wanted = range(layers[-1] + 1) if every else layers
+    missing = [(i, p) for i in wanted for p in PROJECTIONS if (i, p) not in pairs]
     if missing:
         raise DataError(f"adapter: layer {missing[0][0]} has no {missing[0][1]} pair")
-    a_gate, b_gate = (np.asarray(x) for x in pairs[0, "gate_proj"])
+    a_gate, b_gate = (np.asarray(x) for x in pairs[layers[0], "gate_proj"])
     if a_gate.ndim != 2 or b_gate.ndim != 2 or 0 in a_gate.shape + b_gate.shape:
-        raise DataError("adapter: layer 0 gate_proj must be matrices A (in, r) and B (r, out)")
+        raise DataError(
+            f"adapter: layer {layers[0]} gate_proj must be matrices A (in, r) and B (r, out)"
+        )
     width, rank = a_gate.shape
     inner = b_gate.shape[1]
     for (layer, projection), (a, b) in pairs.items():
@@ -153,7 +165,8 @@ def _check_same(want: Pairs, got: Pairs) -> None:
         )
 
 
-def _config(rank: int, base_model: str) -> dict[str, Any]:
+def _config(rank: int, base_model: str, layers: list[int]) -> dict[str, Any]:
+    every = layers == list(range(len(layers)))  # PEFT's own way to say it is to say nothing
     return {
         **_FIXED,
         "task_type": "CAUSAL_LM",
@@ -163,6 +176,7 @@ def _config(rank: int, base_model: str) -> dict[str, Any]:
         "lora_alpha": rank,
         "lora_dropout": 0.0,
         "target_modules": sorted(PROJECTIONS),
+        "layers_to_transform": None if every else layers,
     }
 
 

@@ -35,7 +35,7 @@ _NORMALISATION = "softmax of z / temperature in float32; top-k kept and renormal
 class Gating:
     """Everything a server needs to turn hidden states into mixing weights.
 
-    gates: layer -> R (D, E) float32, our orientation `z = x R`; layers 0..n-1.
+    gates: layer -> R (D, E) float32, our orientation `z = x R`.
     temperatures: layer -> tau (E,) float32, positive.
     expert_names: E names, in the order of the columns of R.
     base_model: the backbone the gates were trained on.
@@ -43,6 +43,7 @@ class Gating:
     top_k: experts kept per token; 0 keeps all.
     gamma: (E,) float32 importance weights; None stands for ones.
     gamma_mode: where gamma enters; see `gating_weights`.
+    num_hidden_layers: of the base model, where only some layers have experts; None: all have.
     """
 
     gates: Mapping[int, np.ndarray]
@@ -53,6 +54,14 @@ class Gating:
     top_k: int = 0
     gamma: np.ndarray | None = None
     gamma_mode: GammaMode = "none"
+    num_hidden_layers: int | None = None
+
+    @property
+    def layers(self) -> list[int]:
+        """The layers that must have a gate."""
+        if self.num_hidden_layers is None:
+            return list(range(max((*self.gates, *self.temperatures)) + 1))
+        return sorted({*self.gates, *self.temperatures})
 
 
 def gating_weights(
@@ -134,6 +143,7 @@ def read_router(directory: str | Path) -> Gating:
             top_k=config["top_k"],
             gamma=np.asarray(config["gamma"], np.float32),
             gamma_mode=config["gamma_mode"],
+            num_hidden_layers=config.get("num_hidden_layers"),
         )
     except (KeyError, TypeError, ValueError) as e:
         raise DataError(f"{folder}: router_config.json has no valid {e}; export again") from e
@@ -141,6 +151,8 @@ def read_router(directory: str | Path) -> Gating:
         _check(gating)
     except UsageError as e:
         raise DataError(f"{folder}: {e}") from e
+    if config.get("layers", gating.layers) != gating.layers:
+        raise DataError(f"{folder}: router_config.json names other layers than there are gates")
     return gating
 
 
@@ -166,11 +178,11 @@ def _check(gating: Gating) -> None:
         raise UsageError(
             f"router: gamma_mode {gating.gamma_mode!r}; allowed are {get_args(GammaMode)}"
         )
-    for layer in range(max((*gating.gates, *gating.temperatures)) + 1):
+    for layer in gating.layers:
         for kind, have in (("gate", gating.gates), ("temperature", gating.temperatures)):
             if layer not in have:
                 raise DataError(f"router: layer {layer} has no {kind}")
-    width = np.asarray(gating.gates[0]).shape[0]
+    width = np.asarray(gating.gates[gating.layers[0]]).shape[0]
     for layer, gate in gating.gates.items():
         require_float32(f"router layer {layer} gate", gate, (width, experts))
         tau = require_float32(
@@ -187,7 +199,7 @@ def _check(gating: Gating) -> None:
 
 def _check_same(want: Gating, got: Gating) -> None:
     check_equal("router.safetensors", _named(want), _named(got))
-    for field in ("expert_names", "base_model", "top_k", "gamma_mode"):
+    for field in ("expert_names", "base_model", "top_k", "gamma_mode", "num_hidden_layers"):
         if getattr(want, field) != getattr(got, field):
             raise DataError(f"router_config.json: {field} reads back different")
     if dict(want.calibration) != dict(got.calibration):
@@ -211,5 +223,7 @@ def _config(gating: Gating) -> dict[str, Any]:
         "gamma": [float(value) for value in _gamma(gating)],
         "gamma_mode": gating.gamma_mode,
         "base_model": gating.base_model,
+        "layers": gating.layers,
+        "num_hidden_layers": gating.num_hidden_layers,
         "calibration": dict(gating.calibration),
     }

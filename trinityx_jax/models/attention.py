@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from trinityx_jax.config import ModelConfig
+from trinityx_jax.models.cache import KeyValue, Slot
 from trinityx_jax.models.ffn import Linear
 from trinityx_jax.models.norm import RMSNorm
 from trinityx_jax.models.rope import rotary
-
-
-class KeyValue(NamedTuple):
-    """Keys (rotated) and values of one layer, (B, G, S, d) each: G heads, S positions."""
-
-    key: jax.Array
-    value: jax.Array
 
 
 class Attention(nnx.Module):
@@ -41,13 +33,13 @@ class Attention(nnx.Module):
         x_bld: jax.Array,
         positions_bl: jax.Array,
         visible_bls: jax.Array,
-        cache: KeyValue | None = None,
-        at: jax.Array | int = 0,
-    ) -> tuple[jax.Array, KeyValue]:
-        """(B, L, D) to (B, L, D), and the keys and values it looked at.
+        slot: Slot | None = None,
+    ) -> tuple[jax.Array, KeyValue | None]:
+        """(B, L, D) to (B, L, D), and the cache with the new keys and values, if there is one.
 
-        `visible` is True where a query may see a key. With a `cache` of S positions, the L new keys
-        and values are written to it from position `at` on, and the queries see the whole cache.
+        `visible` (B, L, S) is True where a query may see a key. With a `slot`, the L new keys and
+        values are written there; the queries see the whole cache where S is its size, and the new
+        keys alone where S is L.
         """
         c = self.config
         heads = (*x_bld.shape[:2], -1, c.head_dim)
@@ -55,20 +47,20 @@ class Attention(nnx.Module):
         if c.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         v = self.v_proj(x_bld).reshape(heads)
-        new = KeyValue(rotary(k, positions_bl, c).swapaxes(1, 2), v.swapaxes(1, 2))
-        if cache is not None:
-            new = KeyValue(*(
-                jax.lax.dynamic_update_slice_in_dim(old, fresh, at, axis=2)
-                for old, fresh in zip(cache, new, strict=True)
-            ))  # fmt: skip
+        seen = KeyValue(rotary(k, positions_bl, c).swapaxes(1, 2), v.swapaxes(1, 2))
+        cache = None
+        if slot is not None:
+            cache = slot.cache.write(seen, slot.at, slot.layer)
+            if visible_bls.shape[-1] != x_bld.shape[1]:
+                seen = cache.read(slot.layer)
         mixed = attend(
             rotary(q, positions_bl, c),
-            new,
+            seen,
             visible_bls,
             scale=(c.query_scale or c.head_dim) ** -0.5,
             softcap=c.attention_softcap,
         )
-        return self.o_proj(mixed), new
+        return self.o_proj(mixed), cache
 
 
 def attend(
@@ -101,8 +93,11 @@ def causal(segment_ids_bl: jax.Array) -> jax.Array:
     return same & jnp.tril(jnp.ones(same.shape[1:], bool))
 
 
-def within(window: int, visible_bls: jax.Array, query_bl: jax.Array, key_bs: jax.Array):
+def within(
+    window: jax.Array | int, visible_bls: jax.Array, query_bl: jax.Array, key_bs: jax.Array
+) -> jax.Array:
     """`visible` narrowed to keys less than `window` positions back; 0 narrows nothing."""
-    if not window:
+    if isinstance(window, int) and window == 0:
         return visible_bls
-    return visible_bls & (query_bl[:, :, None] - key_bs[:, None, :] < window)
+    near = query_bl[:, :, None] - key_bs[:, None, :] < window
+    return visible_bls & (near | (jnp.asarray(window) == 0))

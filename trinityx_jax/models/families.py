@@ -386,6 +386,8 @@ def _canonical(config: ModelConfig) -> ModelConfig:
         query_scale=0.0 if config.query_scale == config.head_dim else config.query_scale,
         windows=config.windows if any(config.windows) else (),
         dtype=config.param_dtype,
+        scan_layers=ModelConfig.scan_layers,  # how it is run; no checkpoint says that
+        remat=ModelConfig.remat,
     )
 
 

@@ -55,10 +55,12 @@ class FFN(nnx.Module):
         self.up_proj = Linear(D, F, config, rngs)
         self.down_proj = Linear(F, D, config, rngs)
 
-    def __call__(self, x_bld: jax.Array, routing: object = None) -> tuple[jax.Array, jax.Array]:
-        """(B, L, D) to (B, L, D), and the gate logits (B, L, 0) of no experts."""
+    def __call__(
+        self, x_bld: jax.Array, routing: object = None
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """(B, L, D) to (B, L, D), and no gate logits."""
         del routing  # there is one way only
-        return self.base(x_bld), jnp.zeros((*x_bld.shape[:-1], 0))
+        return self.base(x_bld), None
 
     def base(self, x_bld: jax.Array) -> jax.Array:
         """f0(x)."""

@@ -8,8 +8,8 @@ down projection is linear, hence
     a_e = act(g0 + s x Ag_e Bg_e) * (u0 + s x Au_e Bu_e)
     y = sum_e w_e E_e(x) = (sum_e w_e a_e) Wd + s sum_e w_e (a_e Ad_e) Bd_e
 
-with three full-size matrix products whatever E is. Letters: B batch, L sequence, D model width,
-F FFN width, E experts, r rank.
+with three full-size matrix products whatever E is (`mix.py` has the second line). Letters: B batch,
+L sequence, T = B L tokens, D model width, F FFN width, E experts, r rank.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from flax import nnx
 
 from trinityx_jax.config import MoCaEConfig, ModelConfig
 from trinityx_jax.models.ffn import FFN
+from trinityx_jax.models.mix import mix
 from trinityx_jax.models.router import Backbone, Forced, Router, Routing
 
 
@@ -35,13 +36,7 @@ class LowRank(nnx.Module):
         self.A = TaskVector(in_features**-0.5 * jax.random.normal(rngs.params(), shape))
         self.B = TaskVector(jnp.zeros((E, r, out_features)))
 
-    def move(self, x_blk: jax.Array, e: int) -> jax.Array:
-        """x A_e B_e for every row: (B, L, in) to (B, L, out)."""
-        x_tk = x_blk.reshape(-1, x_blk.shape[-1])  # one token axis, as in Linear
-        moved_to = x_tk @ self.A[e].astype(x_blk.dtype) @ self.B[e].astype(x_blk.dtype)
-        return moved_to.reshape(*x_blk.shape[:-1], -1)
-
-    def move_rows(self, x_blk: jax.Array, expert_b: jax.Array) -> jax.Array:
+    def rows(self, x_blk: jax.Array, expert_b: jax.Array) -> jax.Array:
         """x A_e B_e with each row's own expert e: (B, L, in) to (B, L, out)."""
         A_bkr, B_bro = self.A[...][expert_b], self.B[...][expert_b]
         return x_blk @ A_bkr.astype(x_blk.dtype) @ B_bro.astype(x_blk.dtype)
@@ -60,11 +55,12 @@ class TaskVectors(nnx.Module):
 class MoCaE(FFN):
     """An FFN with task vectors and a router; its base weights keep the FFN's names."""
 
-    def __init__(self, config: ModelConfig, mocae: MoCaEConfig, num_experts: int, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, mocae: MoCaEConfig, rngs: nnx.Rngs):
         super().__init__(config, rngs)
+        E = len(mocae.objectives)
         self.scale = mocae.scale
-        self.task_vectors = TaskVectors(config, num_experts, mocae.rank, rngs)
-        self.router = Router(config.hidden_size, num_experts, rngs)
+        self.task_vectors = TaskVectors(config, E, mocae.rank, rngs)
+        self.router = Router(config.hidden_size, E, rngs)
 
     def __call__(self, x_bld: jax.Array, routing: Routing) -> tuple[jax.Array, jax.Array]:
         """(B, L, D) to the routed output (B, L, D) and the gate logits z (B, L, E) float32.
@@ -83,19 +79,30 @@ class MoCaE(FFN):
 
     def _mixture(self, x_bld: jax.Array, w_ble: jax.Array) -> jax.Array:
         """y = (sum_e w_e a_e) Wd + s sum_e w_e (a_e Ad_e) Bd_e."""
-        s, tv = self.scale, self.task_vectors
+        x_td = x_bld.reshape(-1, x_bld.shape[-1])
+        w_te = w_ble.reshape(len(x_td), -1)
+        tv = jax.tree.map(lambda v: v.astype(x_td.dtype), nnx.state(self.task_vectors))
         with jax.named_scope("shared_base"):
-            g0_blf, u0_blf = self.gate_proj(x_bld), self.up_proj(x_bld)
+            g0_tf, u0_tf = self.gate_proj(x_td), self.up_proj(x_td)
         with jax.named_scope("experts"):
-            mixed_blf, moved_bld = jnp.zeros_like(g0_blf), jnp.zeros_like(x_bld)
-            for e in range(w_ble.shape[-1]):
-                gate = g0_blf + s * tv.gate.move(x_bld, e)
-                up = u0_blf + s * tv.up.move(x_bld, e)
-                weighted_blf = w_ble[..., e, None].astype(gate.dtype) * self.act(gate) * up
-                mixed_blf = mixed_blf + weighted_blf
-                moved_bld = moved_bld + tv.down.move(weighted_blf, e)
+            # Gate and up read x in one product.
+            A_edr = self.scale * jnp.concatenate([tv.gate.A[...], tv.up.A[...]])
+            pg_ert, pu_ert = jnp.split(jnp.einsum("edr,td->ert", A_edr, x_td), 2)
+            mixed_tf, q_ert = mix(
+                self.act,
+                g0_tf,
+                u0_tf,
+                pg_ert,
+                pu_ert,
+                w_te,
+                tv.gate.B[...],
+                tv.up.B[...],
+                tv.down.A[...].swapaxes(1, 2),
+            )
         with jax.named_scope("combine"):
-            return self.down_proj(mixed_blf) + s * moved_bld
+            q_ert = (self.scale * q_ert).astype(x_td.dtype)
+            y_td = self.down_proj(mixed_tf) + jnp.einsum("ert,erd->td", q_ert, tv.down.B[...])
+        return y_td.reshape(x_bld.shape)
 
     def _forced(self, x_bld: jax.Array, routing: Forced) -> jax.Array:
         """E_e(x) with each row's own expert: one expert's low-rank products per row."""
@@ -103,7 +110,27 @@ class MoCaE(FFN):
         s, tv = self.scale * routing.coefficients(x_bld.dtype), self.task_vectors
         g0, u0 = (jnp.tile(project(x_bld), copies) for project in (self.gate_proj, self.up_proj))
         x_bld = jnp.tile(x_bld, copies)
-        gate = g0 + s * tv.gate.move_rows(x_bld, routing.expert_b)
-        up = u0 + s * tv.up.move_rows(x_bld, routing.expert_b)
+        gate = g0 + s * tv.gate.rows(x_bld, routing.expert_b)
+        up = u0 + s * tv.up.rows(x_bld, routing.expert_b)
         a_blf = self.act(gate) * up
-        return self.down_proj(a_blf) + s * tv.down.move_rows(a_blf, routing.expert_b)
+        return self.down_proj(a_blf) + s * tv.down.rows(a_blf, routing.expert_b)
+
+
+class PlainMoCaE(MoCaE):
+    """The same mixture as E complete FFNs: H3Fusion's shape and cost, and the layer's reference."""
+
+    def _mixture(self, x_bld: jax.Array, w_ble: jax.Array) -> jax.Array:
+        y_bld = jnp.zeros_like(x_bld)
+        for e in range(w_ble.shape[-1]):
+            gate, up, down = (
+                kernel[...] + self.scale * (pair.A[e] @ pair.B[e]).astype(kernel.dtype)
+                for kernel, pair in (
+                    (self.gate_proj.kernel, self.task_vectors.gate),
+                    (self.up_proj.kernel, self.task_vectors.up),
+                    (self.down_proj.kernel, self.task_vectors.down),
+                )
+            )
+            gate, up, down = (kernel.astype(x_bld.dtype) for kernel in (gate, up, down))
+            y_e = (self.act(x_bld @ gate) * (x_bld @ up)) @ down
+            y_bld = y_bld + w_ble[..., e, None].astype(y_e.dtype) * y_e
+        return y_bld

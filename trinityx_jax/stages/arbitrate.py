@@ -8,11 +8,12 @@ from arbitrage import commands
 from arbitrage.policy import Policy
 from trinityx_jax.run import Run
 
-PRIMARY, GUARDIAN = "helpful", "guardian"
+GUARDIAN = "guardian"
 
 
 def arbitrage_calibrate(run: Run) -> dict[str, Any]:
-    """Certified thresholds of the helpful routing against the Guardian's, on the calibration split.
+    """Certified thresholds of the first objective's routing against the Guardian's, on the
+    calibration split.
 
     A policy.json that the user put there (`arbitrage calibrate ... --output`) is taken as it is.
     """
@@ -20,7 +21,7 @@ def arbitrage_calibrate(run: Run) -> dict[str, Any]:
     if path.exists() and not run.resumed:
         return Policy.read(path).to_json()
     policy = commands.calibrate_files(
-        run.scores(PRIMARY, "calibration"),
+        run.scores(_primary(run), "calibration"),
         run.scores(GUARDIAN, "calibration"),
         alpha=run.config.arbitrage.alphas,
         bound=run.config.arbitrage.bound,
@@ -37,9 +38,13 @@ def arbitrage_evaluate(run: Run) -> dict[str, Any]:
     """
     result = commands.evaluate_files(
         run.directory / "policy.json",
-        run.scores(PRIMARY, "test"),
+        run.scores(_primary(run), "test"),
         run.scores(GUARDIAN, "test"),
         output=run.directory / "evaluation.json",
         overwrite=True,  # derived from policy.json alone, and quick to make again
     )
     return {key: result[key] for key in ("guarantee", "held_out", "overall", "groups")}
+
+
+def _primary(run: Run) -> str:
+    return run.config.mocae.objectives[0]

@@ -17,7 +17,8 @@ from trinityx_jax.io.hub import local_folder
 from trinityx_jax.models.families import model_config
 from trinityx_jax.models.parameters import Parameters
 
-_OURS = ("dtype", "param_dtype")  # what may be set of `model` beside a Hugging Face backbone
+# What `model` may choose beside a Hugging Face backbone; its other keys may repeat what that has.
+_OURS = ("dtype", "param_dtype", "scan_layers", "remat")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,16 +36,27 @@ class HfBackbone:
         )
 
     def model_config(self, config: Config) -> ModelConfig:
-        """Its shape, with the configured dtypes. UsageError for a context longer than it takes."""
+        """Its shape, with the configured dtypes.
+
+        UsageError for a `model` that says another shape, and a context longer than it takes.
+        """
         path = self.folder / "config.json"
         model = model_config(read_json(path), str(path))
+        for field in dataclasses.fields(ModelConfig):
+            given, has = getattr(config.model, field.name), getattr(model, field.name)
+            if field.name not in _OURS and given not in (field.default, has):
+                raise UsageError(
+                    f"config model.{field.name}: the backbone {self.name} has {has!r}, not "
+                    f"{given!r}; leave it out (--set model={{}} empties the section)"
+                )
         if config.data.max_length > model.max_position_embeddings:
             raise UsageError(
                 f"config data.max_length={config.data.max_length}: {self.name} takes at most "
                 f"{model.max_position_embeddings} tokens"
             )
         param_dtype = _narrowed(config) or model.param_dtype
-        return dataclasses.replace(model, dtype=config.model.dtype, param_dtype=param_dtype)
+        chosen = {name: getattr(config.model, name) for name in _OURS}
+        return dataclasses.replace(model, **chosen | {"param_dtype": param_dtype})
 
     def parameters(self, config: Config, mesh: Mesh) -> Parameters:
         """Its parameters, laid out over the mesh; errors as `load_checkpoint`."""
@@ -60,12 +72,6 @@ def find_backbone(config: Config) -> HfBackbone | Path | None:
     if name is None or (Path(name).is_dir() and not (Path(name) / "config.json").is_file()):
         _check_own(config)
         return None if name is None else Path(name)
-    for field in dataclasses.fields(ModelConfig):
-        if field.name not in _OURS and getattr(config.model, field.name) != field.default:
-            raise UsageError(
-                f"config model.{field.name}: the backbone {name} brings its own; leave it out "
-                "(--set model={} empties the section)"
-            )
     folder = local_folder(name, config.backbone_revision)
     return HfBackbone(folder, name, config.backbone_revision)
 

@@ -13,7 +13,6 @@ from trinityx_jax.alignment.router_calibration import (
     fit_temperature,
     reliability,
 )
-from trinityx_jax.config import OBJECTIVES
 from trinityx_jax.inference.gates import collect_gates
 from trinityx_jax.inference.score import option_scores
 from trinityx_jax.models.parameters import Parameters
@@ -56,8 +55,8 @@ def calibrate_router(run: Run) -> dict[str, Any]:
         **{name: calibration_metrics(p, labels, config.bins) for name, p in flat.items()},
         "reliability": {name: reliability(p, labels, config.bins) for name, p in flat.items()},
         "routing": {
-            "objectives": list(OBJECTIVES),
-            "experts": list(OBJECTIVES),
+            "objectives": list(context.inference.objectives),
+            "experts": list(context.inference.objectives),
             "weights": _mean_weights(alpha["after"], after.objective),
         },
         "answer": _answer_temperatures(context, calibrated),
@@ -67,7 +66,7 @@ def calibrate_router(run: Run) -> dict[str, Any]:
 def _mean_weights(alpha_nte, objective_t: np.ndarray) -> list[list[float]]:
     """Mean gating weight of each expert (columns) on the tokens of each objective (rows)."""
     mean_te = np.asarray(alpha_nte).mean(axis=0)
-    return [mean_te[objective_t == o].mean(axis=0).tolist() for o in range(len(OBJECTIVES))]
+    return [mean_te[objective_t == o].mean(axis=0).tolist() for o in range(mean_te.shape[-1])]
 
 
 def _answer_temperatures(context: Context, parameters: Parameters) -> dict[str, Any]:

@@ -13,14 +13,15 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from trinityx_jax.alignment.task_vectors import importances
-from trinityx_jax.config import OBJECTIVES, ModelConfig
+from trinityx_jax.config import ModelConfig
 from trinityx_jax.data.codec import Codec, check_vocabulary
 from trinityx_jax.data.examples import Example
 from trinityx_jax.data.own_codec import OwnCodec
 from trinityx_jax.data.prepare import Datasets, prepare
+from trinityx_jax.distributed import first_alone
 from trinityx_jax.inference.setup import Setup
 from trinityx_jax.models.mocae import TaskVector
-from trinityx_jax.models.parameters import Architecture, Parameters, architecture, layer_of
+from trinityx_jax.models.parameters import Architecture, Parameters, architecture, by_expert_layer
 from trinityx_jax.models.router import Importance, Mixture, RouterWeight, Temperature
 from trinityx_jax.run import Run
 from trinityx_jax.sharding import make_mesh
@@ -83,7 +84,8 @@ class Context:
 
     def held_out(self, split: str) -> list[Example]:
         """All objectives' rows of a held-out split."""
-        return [row for objective in OBJECTIVES for row in self.data.rows(objective, split)]
+        objectives = self.run.config.mocae.objectives
+        return [row for objective in objectives for row in self.data.rows(objective, split)]
 
     def key(self, name: str) -> jax.Array:
         """The run's random key for one named purpose."""
@@ -92,25 +94,33 @@ class Context:
     def read_backbone(self) -> Parameters:
         """The backbone's parameters, from its checkpoint; DataError where they do not fit."""
         if isinstance(self.given, HfBackbone):
-            return self.given.parameters(self.run.config, self.mesh)
+            return self.backbone.stack(self.given.parameters(self.run.config, self.mesh), self.mesh)
         folder = self.given or self.run.checkpoints("pretrain")
         return load_parameters(folder, self.backbone.abstract(self.mesh))
 
     def fresh(self) -> Parameters:
-        """Backbone from its checkpoint, new experts and router."""
-        return self._backbone() | self._new(TaskVector, RouterWeight, Temperature, Importance)
+        """Backbone from its checkpoint, new experts and router: task vectors that move nothing, or
+        complete FFNs that are copies of the backbone's."""
+        new = self._new(RouterWeight, Temperature, Importance)
+        if self.mocae.expert_kind is TaskVector:
+            return self._backbone() | new | self._new(TaskVector)
+        self.run.result("pretrain")
+        return self.mocae.copied(self.read_backbone(), self.backbone, self.mesh) | new
 
     def with_experts(self) -> Parameters:
-        """`fresh`, with trained task vectors and the importances gamma they give."""
+        """`fresh`, with trained experts and the importances gamma of task vectors."""
+        shapes = self.mocae.shapes  # complete FFNs leave no place for the backbone's
         parameters = {
-            **self._backbone(),
-            **self._trained("train-experts", TaskVector),
+            **{name: x for name, x in self._backbone().items() if name in shapes},
+            **self._trained("train-experts", self.mocae.expert_kind),
             **self._new(RouterWeight, Temperature, Importance),
         }
         if self.run.config.mocae.gamma == "none":
             return parameters
-        gamma = importances(self.mocae.only(parameters, TaskVector), OBJECTIVES)
-        return parameters | {n: gamma for n in self.mocae.only(parameters, Importance)}
+        objectives = self.run.config.mocae.objectives
+        gamma = importances(self.mocae.only(parameters, TaskVector), objectives)
+        layers = len(self.mocae.expert_layers)
+        return parameters | by_expert_layer(self.mocae, Importance, jnp.tile(gamma, (layers, 1)))
 
     def with_router(self) -> Parameters:
         """`with_experts`, with the trained router at temperature 1."""
@@ -122,17 +132,17 @@ class Context:
         return self.with_temperature(parameters, self.run.result("calibrate-router")["temperature"])
 
     def with_temperature(self, parameters: Parameters, temperature_ne) -> Parameters:
-        """`parameters` with tau of every layer: (layers, E)."""
-        tau = jnp.asarray(temperature_ne, jnp.float32)
-        names = self.mocae.only(parameters, Temperature)
-        return parameters | {name: tau[layer_of(name)] for name in names}
+        """`parameters` with tau of every layer with experts: (M, E)."""
+        return parameters | by_expert_layer(
+            self.mocae, Temperature, jnp.asarray(temperature_ne, jnp.float32)
+        )
 
     def _new(self, *kinds: type) -> Parameters:
         return self.mocae.init(self.key("mocae"), self.mesh, *kinds)
 
     def _backbone(self) -> Parameters:
         self.run.result("pretrain")
-        return self.read_backbone()
+        return self.mocae.adopt(self.read_backbone(), self.backbone, self.mesh)
 
     def _trained(self, stage: str, kind: type) -> Parameters:
         self.run.result(stage)  # a stage that is not finished has no parameters to offer
@@ -142,10 +152,15 @@ class Context:
 def open_context(run: Run) -> Context:
     """Finds the backbone, prepares the rows (once a run folder) and the mesh."""
     given = find_backbone(run.config)
-    data = prepare(
-        run.config.data,
-        run.directory / "data",
-        own_tokenizer=not isinstance(given, HfBackbone),
-        progress=sys.stderr.isatty(),
-    )
-    return Context(run, data, make_mesh(run.config.mesh), given)
+
+    def rows() -> Datasets:
+        return prepare(
+            run.config.data,
+            run.directory / "data",
+            run.config.mocae.objectives,
+            own_tokenizer=not isinstance(given, HfBackbone),
+            progress=sys.stderr.isatty(),
+        )
+
+    first_alone(rows, "data")  # one process writes them, all read
+    return Context(run, rows(), make_mesh(run.config.mesh), given)

@@ -7,12 +7,13 @@ from typing import Any
 import jax
 from flax import nnx
 
-from trinityx_jax.alignment.losses import masked_mean, token_cross_entropy
+from trinityx_jax.alignment.losses import token_cross_entropy, token_weights, weighted_sum
 from trinityx_jax.data.pipeline import training_batches
 from trinityx_jax.models.parameters import Architecture
 from trinityx_jax.run import Run
 from trinityx_jax.stages.context import Context, open_context
 from trinityx_jax.stages.fit import fit
+from trinityx_jax.training.flops import training_flops
 from trinityx_jax.training.step import Loss
 
 
@@ -33,18 +34,22 @@ def pretrain(run: Run) -> dict[str, Any]:
         config=run.config.pretrain,
         loss=language_model_loss(arch),
         batches=corpus_batches(context),
+        objectives=("pretrain",),
+        flops=training_flops(arch.config, None, "backbone", run.config.data.max_length),
     )
     return fitted | described
 
 
 def corpus_batches(context: Context):
     """Packed rows of the pretraining corpus; every token is learnt, prompts too."""
+    config = context.run.config
     return training_batches(
         {"pretrain": context.data.pretrain("train")},
         context.codec,
-        max_length=context.run.config.data.max_length,
-        batch_size=context.run.config.pretrain.batch_size,
-        seed=context.run.config.seed,
+        max_length=config.data.max_length,
+        batch_size=config.pretrain.batch_size,
+        accumulate=config.pretrain.accumulate,
+        seed=config.seed,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         loss_on_prompt=True,
@@ -54,13 +59,16 @@ def corpus_batches(context: Context):
 def language_model_loss(arch: Architecture) -> Loss:
     """Mean cross-entropy of the next token, in nats."""
 
-    def loss(trainable, frozen, batch):
+    def weigh(batch):
+        return batch | {"weight": token_weights(batch["loss_mask"])}
+
+    def part(trainable, frozen, batch):
         out = arch.merge(trainable, frozen)(
             batch["tokens"],
             positions_bl=batch["positions"],
             segment_ids_bl=batch["segment_ids"],
         )
         cross_entropy = token_cross_entropy(out.logits, batch["targets"])
-        return masked_mean(cross_entropy, batch["loss_mask"]), {}
+        return weighted_sum(cross_entropy, batch["weight"]), {}
 
-    return loss
+    return Loss(weigh, part)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 
 from arbitrage.scores import ScoreTable
-from trinityx_jax.config import OBJECTIVES
 from trinityx_jax.data.examples import Example
+from trinityx_jax.distributed import first_alone
 from trinityx_jax.evaluation.verified import verified_shares
 from trinityx_jax.inference.score import option_scores
-from trinityx_jax.inference.setup import ROUTINGS
+from trinityx_jax.inference.setup import Setup
 from trinityx_jax.models.parameters import Parameters
 from trinityx_jax.run import Run
 from trinityx_jax.stages.context import Context, open_context
@@ -25,10 +26,12 @@ def score(run: Run) -> dict[str, Any]:
     """Writes scores/<routing>-<split>.parquet for every routing, and the joint Guardian's.
 
     Scores are probabilities over a row's options, softmax(mean log-likelihood / T) with the
-    routing's answer temperature. The Guardian speaks through the honest expert on honest rows and
-    through the harmless expert elsewhere.
+    routing's answer temperature. The Guardian speaks through every objective's own expert on its
+    rows, but not through the first one, which is the Primary's: there the second speaks. So with
+    helpful, harmless and honest: honest on honest rows, harmless elsewhere.
     """
     context = open_context(run)
+    setup = context.inference
     parameters = context.calibrated()
     answer = run.result("calibrate-router")["answer"]
     tables: dict[str, ScoreTable] = {}
@@ -38,19 +41,25 @@ def score(run: Run) -> dict[str, Any]:
         shared = _metadata(context, split)
         tables = {
             name: _table(rows[split], scores, name, answer[name]["temperature"], shared)
-            for name, scores in option_scores(context.inference, parameters, rows[split]).items()
+            for name, scores in option_scores(setup, parameters, rows[split]).items()
         }
-        tables["guardian"] = _guardian(tables, shared)
-        for name, table in tables.items():
-            table.write(run.scores(name, split), overwrite=run.resumed)
+        tables["guardian"] = guardian_table(tables, setup.objectives, shared)
+        first_alone(partial(_write, run, split, tables), f"scores {split}")
     return {
-        "routings": list(ROUTINGS),
-        "objectives": list(OBJECTIVES),
+        "routings": list(setup.routings),
+        "objectives": list(setup.objectives),
         "rows": {split: len(rows[split]) for split in SPLITS},
-        "option_accuracy": _option_accuracy(tables),  # of the test split, the last one written
+        "option_accuracy": _option_accuracy(
+            tables, setup
+        ),  # of the test split, the last one written
         "verified": _verified(context, parameters, rows["test"]),
         "verified_rows": context.run.config.score.verify_rows,
     }
+
+
+def _write(run: Run, split: str, tables: Mapping[str, ScoreTable]) -> None:
+    for name, table in tables.items():
+        table.write(run.scores(name, split), overwrite=run.resumed)
 
 
 def _metadata(context: Context, split: str) -> dict[str, str]:
@@ -83,27 +92,34 @@ def _table(
     )
 
 
-def _guardian(tables: dict[str, ScoreTable], shared: Mapping[str, str]) -> ScoreTable:
-    harmless, honest = tables["harmless"], tables["honest"]
-    assert harmless.group is not None
-    scores = np.where((harmless.group == "honest")[:, None], honest.scores, harmless.scores)
-    metadata = {"routing": "guardian: honest on honest rows, harmless elsewhere", **shared}
+def guardian_table(
+    tables: Mapping[str, ScoreTable], objectives: Sequence[str], shared: Mapping[str, str]
+) -> ScoreTable:
+    """The joint Guardian's scores, as `score` says; with one objective the Primary's own."""
+    default, others = objectives[min(1, len(objectives) - 1)], objectives[2:]
+    base = tables[default]
+    assert base.group is not None
+    scores = base.scores
+    for objective in others:
+        scores = np.where((base.group == objective)[:, None], tables[objective].scores, scores)
+    own = "".join(f"{objective} on {objective} rows, " for objective in others)
+    metadata = {"routing": f"guardian: {own}{default} {'elsewhere' if own else 'on all rows'}"}
     return ScoreTable(
-        harmless.question_id,
+        base.question_id,
         scores,
-        harmless.mask,
-        harmless.label,
-        harmless.group,
-        metadata=metadata,
+        base.mask,
+        base.label,
+        base.group,
+        metadata={**metadata, **shared},
     )
 
 
-def _option_accuracy(tables: dict[str, ScoreTable]) -> list[list[float]]:
-    """Share of rows whose highest score is the right option: objectives by ROUTINGS."""
+def _option_accuracy(tables: Mapping[str, ScoreTable], setup: Setup) -> list[list[float]]:
+    """Share of rows whose highest score is the right option: objectives by routings."""
     matrix = []
-    for objective in OBJECTIVES:
+    for objective in setup.objectives:
         shares = []
-        for name in ROUTINGS:
+        for name in setup.routings:
             table = tables[name]
             right = table.scores.argmax(axis=1) == table.label
             shares.append(float(right[table.group == objective].mean()))
@@ -119,7 +135,7 @@ def _verified(
         return None
     chosen = [
         row
-        for objective in OBJECTIVES
+        for objective in context.inference.objectives
         for row in [r for r in rows if r.objective == objective][:limit]
     ]
     return verified_shares(context.inference, parameters, chosen, context.data.verify)

@@ -1,12 +1,28 @@
-"""metrics.jsonl: one JSON object a step, kept true across kills and resumes."""
+"""metrics.jsonl: one JSON object a step, kept true across kills and resumes.
+
+loss, loss/<objective>      nats; the objective's own mean
+margin/<objective>, reward_accuracy/<objective>   of preference pairs (experts.loss: dpo)
+grad_norm                   of all gradients together, before clipping
+skipped_steps, bad_steps    steps left out as not finite: so far, and in a row
+tokens_per_second           positions a second, padding included
+mfu                         model FLOPs over the devices' peak (training/flops.py), or null
+memory_bytes, memory_peak_bytes   in use on this process' first device, or null
+gate, balance, z, entropy, kl     the router's terms, without their coefficients
+gate_accuracy               share of tokens whose largest weight is their row's objective
+load/<expert>/<layer>       mean gating weight over all tokens
+own_entropy/<objective>/<layer>, own_accuracy/<objective>/<layer>   of the gate, on the
+                            objective's own tokens
+"""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from arbitrage.io import atomic_path
 
@@ -32,13 +48,25 @@ class MetricsLog:
         """One line, flushed, so that a kill loses at most the step in flight."""
         row = {"stage": self.stage, "step": step}
         for key, value in values.items():
-            value = float(value)
-            row[key] = value if math.isfinite(value) else None
+            row[key] = float(value) if value is not None and math.isfinite(value) else None
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
 
     def close(self) -> None:
         self._file.close()
+
+
+def named(metrics: Mapping[str, Any], objectives: Sequence[str], layers: Sequence[int]) -> dict:
+    """Scalars by name: `key`, and `key/<objective>/<layer>` from arrays (layers, objectives)."""
+    flat = {}
+    for key, value in metrics.items():
+        if np.ndim(value) == 0:
+            flat[key] = float(value)
+            continue
+        for row, layer in zip(value, layers, strict=True):
+            for x, objective in zip(row, objectives, strict=True):
+                flat[f"{key}/{objective}/{layer}"] = float(x)
+    return flat
 
 
 def read_metrics(path: Path, stage: str) -> list[dict[str, Any]]:

@@ -62,3 +62,26 @@ def test_negation_scaling_and_removal():
 def test_addition_is_exact():
     a, b = draw(3), draw(4, rank=3)
     np.testing.assert_allclose(full(add(a, b)), full(a) + full(b), rtol=1e-4, atol=1e-5)
+
+
+def stacked(task_vectors):
+    """The layers of `draw` as one stack."""
+    return {
+        name.replace("layers.0", "stacks.0"): jnp.stack(
+            [x, task_vectors[name.replace("0", "1", 1)]]
+        )
+        for name, x in task_vectors.items()
+        if name.startswith("layers.0")
+    }
+
+
+def test_stacked_layers_give_the_same():
+    a, b = draw(5), draw(6, rank=3)
+    np.testing.assert_allclose(gram_matrix(stacked(a)), gram_matrix(a), rtol=1e-5)
+    for got, want in (
+        (add(stacked(a), stacked(b)), stacked(add(a, b))),
+        (combine(stacked(a), [-1.0, 0.5, 0.0]), stacked(combine(a, [-1.0, 0.5, 0.0]))),
+    ):
+        assert got.keys() == want.keys()
+        for name in got:
+            np.testing.assert_array_equal(got[name], want[name])

@@ -123,7 +123,7 @@ def test_experts_of_a_run_answer_on_a_backbone(tiny_run, folder, capfd):
         (["--prompt", "word " * 300], 1, "prompt 0, before its answer, has"),
         (["--prompt", "a", "--max-new-tokens", "256"], 2, "the model's context is 256"),
         (["--prompt", "a", "--max-new-tokens", "0"], 2, "max_new_tokens=0"),
-        (["--prompt", "a", "--routing", "helpfull"], 2, "routing 'helpfull': allowed are mixture"),
+        (["--prompt", "a", "--routing", "helpfull"], 2, "routing 'helpfull': this model has no"),
         (["--prompt", "a", "--routing", "helpful"], 2, "this model has no experts"),
         (["--prompt", "a", "--temperature", "-1"], 2, "temperature=-1"),
         (["--prompt", "a", "--template", "Answer:"], 2, "hold {prompt} once"),

@@ -87,6 +87,8 @@ def test_pairs_without_repeats_and_contradictions(pack, tmp_path):
     assert any(text.startswith("fine") for text in corpus)
     for row in made.rows("train"):  # the pair itself, for preference losses
         assert row.options[row.label] == row.response and len(row.options) == 2
+        assert row.rejected == row.options[1 - row.label] != row.response
+    assert not any(row.rejected for row in build(Alpaca, pack, tmp_path).rows("train"))
 
 
 def test_only_true_answers_are_trained_on(pack, tmp_path):

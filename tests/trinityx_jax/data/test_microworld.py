@@ -73,9 +73,10 @@ def test_held_out_pairs_facts_and_names_are_not_trained_on():
 def test_the_labelled_option_is_right_and_the_others_are_wrong():
     for row in all_rows():
         assert row.options[row.label] == row.response
-        assert len(set(row.options)) == 4
+        assert len(set(row.options)) == 4 and row.rejected in row.options
         verdicts = [WORLD.verify(row, option) for option in row.options]
         assert verdicts == [k == row.label for k in range(4)], row
+        assert not WORLD.verify(row, row.rejected)
 
 
 def test_labels_are_spread_over_the_positions():

@@ -88,6 +88,38 @@ def test_shapes_types_and_blocks():
         assert all(pair in texts for pair in unpack(block))
 
 
+def test_the_index_names_the_packed_row():
+    iterator = batches()
+    for _ in range(12):  # more than an epoch
+        batch = next(iterator)
+        assert batch["index"].shape == (12,) and batch["index"].dtype == np.int32
+        for i, (o, index) in enumerate(zip(batch["objective"], batch["index"], strict=True)):
+            row = iterator.packed[OBJECTIVES[o]][int(index)]
+            np.testing.assert_array_equal(row["tokens"], batch["tokens"][i])
+
+
+def test_a_mix_gives_each_objective_its_share_of_the_same_stream():
+    mixed, even = batches(mix=(1, 2, 1)), batches(batch_size=3)
+    shares = [batches(mix=(1, 2, 1), process_index=p, process_count=3) for p in range(3)]
+    for _ in range(5):
+        batch, want = next(mixed), next(even)
+        np.testing.assert_array_equal(batch["objective"], np.repeat([0, 1, 2], [3, 6, 3]))
+        for block, own in (((0, 3), (0, 3)), ((9, 12), (6, 9))):  # 3 rows in either job
+            np.testing.assert_array_equal(
+                batch["tokens"][slice(*block)], want["tokens"][slice(*own)]
+            )
+        parts = [next(share)["tokens"] for share in shares]
+        np.testing.assert_array_equal([part[0] for part in parts], batch["tokens"][:3])
+        np.testing.assert_array_equal(
+            np.stack([part[1:3] for part in parts], axis=1).reshape(6, -1), batch["tokens"][3:9]
+        )
+    alone = batches({"harmless": ROWS["harmless"]}, mix=(1, 2, 1), objectives=OBJECTIVES)
+    block = {name: array[3:9] for name, array in next(batches(mix=(1, 2, 1))).items()}
+    assert_equal(block, next(alone))
+    with pytest.raises(UsageError, match=r"3 rows of 'helpful' .* by 2 parts"):
+        batches(mix=(1, 2, 1), accumulate=2)
+
+
 def test_an_epoch_shows_every_row_once_and_the_next_one_in_another_order():
     rows = {"helpful": ROWS["helpful"]}
     count = len(batches(rows).packed["helpful"])
@@ -105,7 +137,8 @@ def test_seed_decides_the_order():
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_single_objective_job_sees_the_joint_job_s_block(objective):
-    joint, alone = batches(), batches({objective: ROWS[objective]})
+    joint = batches()
+    alone = batches({objective: ROWS[objective]}, objectives=OBJECTIVES)
     at = 4 * OBJECTIVES.index(objective)
     for _ in range(30):  # more than an epoch
         block = {name: array[at : at + 4] for name, array in next(joint).items()}
@@ -160,8 +193,10 @@ def test_long_rows_are_shortened_and_counted(caplog):
 
 
 def test_bad_sizes_and_empty_rows_are_one_clear_line():
-    with pytest.raises(UsageError, match="batch_size=3 must be a positive multiple of the 2"):
+    with pytest.raises(UsageError, match=r"3 rows of 'helpful' .* by 2 parts .* can is 4"):
         batches(batch_size=3, process_count=2)
+    with pytest.raises(UsageError, match="batch_size=0: must be positive"):
+        batches(batch_size=0)
     with pytest.raises(UsageError, match="process_index=2"):
         batches(process_index=2, process_count=2)
     with pytest.raises(UsageError, match=r"data.max_length=1"):
@@ -176,7 +211,7 @@ def test_bad_sizes_and_empty_rows_are_one_clear_line():
 
 def test_batches_are_fast_enough():
     iterator = batches(max_length=64, batch_size=16)
-    start = time.perf_counter()
+    start = time.process_time()  # other work on the machine is not ours
     take(iterator, 20)
-    rows_a_second = 20 * 48 / (time.perf_counter() - start)
+    rows_a_second = 20 * 48 / (time.process_time() - start)
     assert rows_a_second > 300, rows_a_second

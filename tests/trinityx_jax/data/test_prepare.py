@@ -95,10 +95,10 @@ def test_a_killed_preparation_is_not_trusted(tmp_path):
 def test_two_preparations_at_once_agree(tmp_path, monkeypatch):
     build = prepare_module._build
 
-    def slower(config, files, root, **options):
+    def slower(wanted, root, **options):
         monkeypatch.setattr(prepare_module, "_build", build)
-        prepare(config, tmp_path)  # "another process" finishes first
-        build(config, files, root, **options)
+        prepare(SMALL, tmp_path)  # "another process" finishes first
+        build(wanted, root, **options)
 
     monkeypatch.setattr(prepare_module, "_build", slower)
     data = prepare(SMALL, tmp_path)

@@ -350,7 +350,7 @@ def test_command_writes_results_and_samples(
         ({"limit": 0}, "--limit 0: at least 1"),
         ({"num_fewshot": -1}, "--num-fewshot -1: at least 0"),
         ({"log_samples": True}, "--log-samples: give --output"),
-        ({"routing": "kind"}, "routing 'kind': allowed are"),
+        ({"routing": "kind"}, "routing 'kind': this model has no experts"),
         ({"include_path": Path("nowhere")}, "--include-path nowhere: no such folder"),
     ],
 )

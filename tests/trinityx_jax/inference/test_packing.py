@@ -130,20 +130,22 @@ def test_forced_routings_share_one_pass(mocae, monkeypatch):
         np.testing.assert_allclose(both[name].log_likelihood, alone.log_likelihood, rtol=1e-5)
 
 
+@pytest.mark.optimised
 def test_the_shared_part_is_computed_once(mocae):
     """Two experts in one pass cost less than two passes by what precedes the first expert."""
     setup, parameters = mocae
+    arch, parameters = setup.arch.unrolled(), setup.arch.unstack(parameters)  # scanned, tiled first
     batch = next(packed_batches(some_questions(np.random.default_rng(3), 3), 3))[1]
     batch = {k: jnp.asarray(v) for k, v in batch.items()}
 
     def flops(routing):
-        compiled = score._score.lower(setup.arch, parameters, batch, routing, 4).compile()
+        compiled = score._score.lower(arch, parameters, batch, routing, 4).compile()
         cost: dict = compiled.cost_analysis()  # pyright: ignore[reportAssignmentType]
         return cost["flops"]
 
     from trinityx_jax.inference.routings import forced
 
-    tokens, c = batch["tokens"].size, setup.arch.config
+    tokens, c = batch["tokens"].size, arch.config
     once = flops(forced(["helpful"], 3))
     twice = flops(forced(["helpful", "harmless"], 3))
     projections = 2 * c.hidden_size * c.head_dim * (2 * c.num_attention_heads + 2 * 2)

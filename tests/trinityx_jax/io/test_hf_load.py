@@ -22,6 +22,7 @@ from trinityx_jax.sharding import make_mesh
 TINY = ModelConfig(
     vocab_size=16, hidden_size=8, intermediate_size=12, num_hidden_layers=2,
     num_attention_heads=2, num_key_value_heads=1, head_dim=4,
+    scan_layers=False,
 )  # fmt: skip
 
 
@@ -215,6 +216,7 @@ from trinityx_jax.sharding import make_mesh
 
 folder = Path(sys.argv[1])
 config = ModelConfig(vocab_size=4096, hidden_size=1024, intermediate_size=2816, head_dim=64,
+                     scan_layers=False,
                      num_attention_heads=16, num_key_value_heads=16, num_hidden_layers=4)
 shapes, weight_map, names = architecture(config).shapes, {}, tensors(config)
 for i in range(5):

@@ -19,6 +19,7 @@ from trinityx_jax.sharding import make_mesh
 TINY = ModelConfig(
     vocab_size=16, hidden_size=8, intermediate_size=12, num_hidden_layers=1,
     num_attention_heads=2, num_key_value_heads=1, head_dim=4, param_dtype="bfloat16",
+    scan_layers=False,
 )  # fmt: skip
 
 

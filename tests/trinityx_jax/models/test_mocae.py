@@ -21,7 +21,7 @@ E = 3
 def layer(request):
     """A layer with random, large task vectors and uneven temperatures and importances."""
     rngs = nnx.Rngs(request.param)
-    layer = MoCaE(CONFIG, MOCAE, E, rngs)
+    layer = MoCaE(CONFIG, MOCAE, rngs)
     for pair in (layer.task_vectors.gate, layer.task_vectors.up, layer.task_vectors.down):
         pair.B.set_value(jax.random.normal(rngs.params(), pair.B.shape))
     layer.router.kernel.set_value(jax.random.normal(rngs.params(), layer.router.kernel.shape))
@@ -89,10 +89,10 @@ def test_gradient_equals_the_plain_formulas(layer, x_bld, routing):
 
 @pytest.mark.parametrize("routing", [Mixture(), Uniform(), Forced(jnp.array([2, 0, 1, 1]))])
 def test_zero_task_vectors_leave_the_backbone_unchanged(x_bld, routing):
-    layer = MoCaE(CONFIG, MOCAE, E, nnx.Rngs(0))
+    layer = MoCaE(CONFIG, MOCAE, nnx.Rngs(0))
     base = FFN(CONFIG, nnx.Rngs(0))  # draws the same base weights, which come first
     np.testing.assert_array_equal(layer.up_proj.kernel[...], base.up_proj.kernel[...])
-    np.testing.assert_allclose(layer(x_bld, routing)[0], base(x_bld)[0], rtol=1e-5, atol=1e-8)
+    np.testing.assert_allclose(layer(x_bld, routing)[0], base(x_bld)[0], rtol=1e-5, atol=1e-6)
 
 
 def test_experts_differ_and_the_router_has_a_gradient(layer, x_bld):
@@ -106,17 +106,18 @@ def test_experts_differ_and_the_router_has_a_gradient(layer, x_bld):
 
 def test_bfloat16_activations_keep_a_float32_router(x_bld):
     config = ModelConfig(vocab_size=50, hidden_size=24, intermediate_size=40, dtype="bfloat16")
-    layer = MoCaE(config, MOCAE, E, nnx.Rngs(0))
+    layer = MoCaE(config, MOCAE, nnx.Rngs(0))
     y, logits = layer(x_bld.astype(jnp.bfloat16), Mixture())
     assert y.dtype == jnp.bfloat16
     assert logits.dtype == jnp.float32
     assert Mixture().weights(logits, layer.router).dtype == jnp.float32
 
 
+@pytest.mark.optimised
 def test_low_rank_experts_cost_little_more_than_one_ffn():
     """Compiled FLOPs of the mixture stay near the dense FFN's; E full FFNs would be E times."""
     config = ModelConfig(vocab_size=50, hidden_size=128, intermediate_size=344)
-    layer = MoCaE(config, MoCaEConfig(rank=2), E, nnx.Rngs(0))
+    layer = MoCaE(config, MoCaEConfig(rank=2), nnx.Rngs(0))
     base = FFN(config, nnx.Rngs(0))
     x = jnp.ones((4, 64, 128))
 
@@ -131,7 +132,7 @@ def test_low_rank_experts_cost_little_more_than_one_ffn():
 
 
 def test_variables_have_their_own_kinds():
-    layer = MoCaE(CONFIG, MOCAE, E, nnx.Rngs(0))
+    layer = MoCaE(CONFIG, MOCAE, nnx.Rngs(0))
     assert len(jax.tree.leaves(nnx.state(layer, TaskVector))) == 6
     assert len(jax.tree.leaves(nnx.state(layer, nnx.Param))) == 3
     assert len(jax.tree.leaves(nnx.state(layer, Temperature))) == 1

@@ -20,6 +20,7 @@ CONFIG = ModelConfig(
     num_attention_heads=4,
     num_key_value_heads=2,
     head_dim=6,
+    scan_layers=False,
 )
 
 

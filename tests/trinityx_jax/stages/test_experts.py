@@ -8,20 +8,29 @@ import pytest
 from trinityx_jax import config as cfg
 from trinityx_jax.alignment.task_vectors import importances
 from trinityx_jax.config import OBJECTIVES
+from trinityx_jax.errors import UsageError
 from trinityx_jax.inference.score import option_scores
 from trinityx_jax.models.mocae import TaskVector
+from trinityx_jax.models.parameters import architecture
 from trinityx_jax.models.router import Importance
 from trinityx_jax.run import Run
 from trinityx_jax.stages.context import open_context
-from trinityx_jax.stages.experts import train_experts
+from trinityx_jax.stages.experts import expert_loss, train_experts
+from trinityx_jax.stages.fit import fit, trainable_line
 from trinityx_jax.stages.pretrain import pretrain
 from trinityx_jax.training.checkpoint import load_parameters
+from trinityx_jax.training.metrics import read_metrics
 
 
 def task_vectors(run):
     context = open_context(run)
     like = context.mocae.abstract(context.mesh, TaskVector)
     return load_parameters(run.checkpoints("train-experts"), like)
+
+
+def own(x, e):
+    """Expert e of a factor (E, in, r), or (layers, E, in, r) of stacked layers."""
+    return np.asarray(x)[..., e, :, :]
 
 
 @pytest.mark.slow
@@ -37,11 +46,12 @@ def test_one_job_equals_separate_jobs(tiny_run, tmp_path, objective):
     start = open_context(tiny_run).fresh()
     moved = 0.0
     for name, x in joint.items():
-        np.testing.assert_allclose(x[e], separate[name][e], rtol=1e-3, atol=1e-5, err_msg=name)
-        moved = max(moved, float(np.abs(x[e] - start[name][e]).max()))
+        got, want = own(separate[name], e), own(x, e)
+        np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-5, err_msg=name)
+        moved = max(moved, float(np.abs(want - own(start[name], e)).max()))
         for other in range(len(OBJECTIVES)):
             if other != e:  # nobody else's expert moves in a separate job
-                np.testing.assert_array_equal(separate[name][other], start[name][other])
+                np.testing.assert_array_equal(own(separate[name], other), own(start[name], other))
     assert moved > 1e-3
 
 
@@ -61,6 +71,53 @@ def test_only_the_task_vectors_are_trained(tiny_run):
     per_layer = 3 * 3 * (D * r + r * F)  # experts x projections x (A and B)
     assert result["trainable_parameters"] == per_layer * c.model.num_hidden_layers
     assert result["trainable_parameters"] < result["total_parameters"]
+
+
+def test_the_router_logs_every_term_and_the_gate_by_layer_and_objective(tiny_run):
+    c = tiny_run.config.router_loss
+    rows = read_metrics(tiny_run.metrics, "train-router")
+    assert len(rows) == tiny_run.config.router.steps
+    for row in rows:
+        terms = row["cross_entropy"] + sum(
+            getattr(c, name) * row[name] for name in ("gate", "balance", "z", "entropy", "kl")
+        )
+        assert row["loss"] == pytest.approx(terms, rel=1e-5)
+        by_layer = [
+            {key: row[f"{key}/{o}/{layer}"] for o in OBJECTIVES for key in KEYS}
+            for layer in range(tiny_run.config.model.num_hidden_layers)
+        ]
+        assert all(0 <= x["own_accuracy"] <= 1 and x["own_entropy"] > 0 for x in by_layer)
+        loads = [sum(row[f"load/{o}/{layer}"] for o in OBJECTIVES) for layer in range(2)]
+        assert loads == pytest.approx([1, 1], rel=1e-5)
+
+
+KEYS = ("load", "own_entropy", "own_accuracy")
+
+
+def test_a_stage_without_anything_to_train_is_one_line(tiny_run, tmp_path):
+    """Complete FFNs have no task vectors."""
+    mocae = dataclasses.replace(tiny_run.config.mocae, expert="ffn")
+    context = open_context(tiny_run)
+    arch = architecture(context.model_config, mocae)
+    with pytest.raises(UsageError, match="no parameters of type TaskVector to train"):
+        fit(
+            "train-experts",
+            context,
+            arch,
+            {},
+            TaskVector,
+            config=tiny_run.config.experts,
+            loss=expert_loss(arch),
+            batches=iter(()),  # type: ignore[arg-type]
+            objectives=OBJECTIVES,
+            flops=0.0,
+        )
+
+
+def test_the_share_that_is_trained_is_told():
+    assert trainable_line("train-router", 192, 38572) == (
+        "train-router: trainable 192 of 38,572 parameters (0.498%)"
+    )
 
 
 CONFLICT = [
@@ -110,6 +167,8 @@ def test_gamma_comes_from_the_trained_task_vectors(tiny_run):
     context = open_context(run)
     parameters = context.with_experts()
     gamma = [np.asarray(x) for x in context.mocae.only(parameters, Importance).values()]
+    gamma = np.concatenate([x.reshape(-1, len(OBJECTIVES)) for x in gamma])
+    assert len(gamma) == tiny_run.config.model.num_hidden_layers
     np.testing.assert_allclose(gamma[0].mean(), 1, rtol=1e-6)
     np.testing.assert_array_equal(gamma[0], gamma[1])
     want = importances(context.mocae.only(parameters, TaskVector), OBJECTIVES)

@@ -1,5 +1,7 @@
 """Checkpoints come back bit for bit, and say clearly when they do not fit."""
 
+import shutil
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -84,3 +86,66 @@ def test_a_missing_checkpoint_names_the_folder(tmp_path, parameters):
     with pytest.raises(DataError, match=r"no checkpoint in .*nowhere"):
         load_parameters(tmp_path / "nowhere", parameters)
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_save_is_of_the_moment_it_was_asked_for(tmp_path, opt_state, parameters):
+    """The step donates its arrays while the save is still being written."""
+    grow = jax.jit(lambda p: jax.tree.map(lambda x: 2 * x + 1, p), donate_argnums=0)
+    moving = {"norm.scale": jnp.ones((512, 512))}
+    state = optax.adamw(1e-3).init(moving)
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        checkpoints.save(Snapshot(1, moving, state, "here"))
+        for _ in range(5):
+            moving = grow(moving)
+    got = load_parameters(tmp_path / "c", {"norm.scale": jnp.zeros((512, 512))})
+    assert (got["norm.scale"] == 1).all()
+
+
+def test_masters_are_read_back_in_the_models_dtype(tmp_path, parameters, opt_state):
+    save(tmp_path / "c", [0], parameters, opt_state)
+    like = {name: jnp.zeros_like(x, jnp.bfloat16) for name, x in parameters.items()}
+    got = load_parameters(tmp_path / "c", like)
+    chex.assert_trees_all_equal(got, {n: x.astype(jnp.bfloat16) for n, x in parameters.items()})
+
+
+DAMAGES = {
+    "a file is gone": lambda step: (step / "parameters" / "manifest.ocdbt").unlink(),
+    "a file is cut": lambda step: cut(next((step / "opt_state" / "d").iterdir())),
+    "the position is gone": lambda step: shutil.rmtree(step / "data"),
+    "everything is gone": lambda step: [shutil.rmtree(x) for x in step.iterdir() if x.is_dir()],
+}
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's threads
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, parameters, opt_state, damage):
+    save(tmp_path / "c", [1, 2], parameters, opt_state)
+    DAMAGES[damage](tmp_path / "c" / "2")
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        with pytest.warns(UserWarning, match=r"c/2 is damaged.*going on from .*c/1"):
+            got = checkpoints.restore(parameters, opt_state)
+    assert got is not None and (got.step, got.position) == (1, "position 1")
+    chex.assert_trees_all_equal(got.parameters, jax.tree.map(lambda x: x + 1, parameters))
+    assert [path.name for path in (tmp_path / "c").iterdir()] == ["1"]
+
+
+def test_reading_only_the_parameters_deletes_nothing(tmp_path, parameters, opt_state):
+    save(tmp_path / "c", [1, 2], parameters, opt_state)
+    DAMAGES["a file is gone"](tmp_path / "c" / "2")
+    with pytest.warns(UserWarning, match="is damaged"):
+        got = load_parameters(tmp_path / "c", parameters)
+    chex.assert_trees_all_equal(got, jax.tree.map(lambda x: x + 1, parameters))
+    assert (tmp_path / "c" / "2").is_dir()
+
+
+def test_with_every_checkpoint_damaged_it_is_one_line(tmp_path, parameters, opt_state):
+    save(tmp_path / "c", [1, 2], parameters, opt_state)
+    for step in ("1", "2"):
+        DAMAGES["a file is gone"](tmp_path / "c" / step)
+    with pytest.raises(DataError, match=r"every checkpoint in .*--overwrite") as error:
+        load_parameters(tmp_path / "c", parameters)
+    assert "\n" not in str(error.value)

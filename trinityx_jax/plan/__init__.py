@@ -1,0 +1,1 @@
+"""What a TPU's own compiler says about a configuration, on a machine without one."""

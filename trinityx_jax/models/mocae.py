@@ -22,6 +22,7 @@ from trinityx_jax.config import MoCaEConfig, ModelConfig
 from trinityx_jax.models.ffn import FFN
 from trinityx_jax.models.mix import mix
 from trinityx_jax.models.router import Backbone, Forced, Router, Routing
+from trinityx_jax.sharding import constrain
 
 
 class TaskVector(nnx.Variable):
@@ -29,17 +30,30 @@ class TaskVector(nnx.Variable):
 
 
 class LowRank(nnx.Module):
-    """A (E, in, r) and B (E, r, out) of one projection; B starts at zero, and with it the move."""
+    """A (E, in, r) and B (E, r, out) of one projection; B starts at zero, and with it the move.
 
-    def __init__(self, in_features: int, out_features: int, E: int, r: int, rngs: nnx.Rngs):
-        shape = (E, in_features, r)
-        self.A = TaskVector(in_features**-0.5 * jax.random.normal(rngs.params(), shape))
-        self.B = TaskVector(jnp.zeros((E, r, out_features)))
+    `axes` are the logical axes of in and out that stay split while they are used.
+    """
 
-    def rows(self, x_blk: jax.Array, expert_b: jax.Array) -> jax.Array:
+    def __init__(self, shape: tuple[int, int, int, int], axes: tuple, rngs: nnx.Rngs):
+        E, inner, r, outer = shape
+        self.axes = axes
+        drawn = jax.random.normal(rngs.params(), (E, inner, r))
+        self.A = TaskVector(inner**-0.5 * drawn)
+        self.B = TaskVector(jnp.zeros((E, r, outer)))
+
+    def factors(self, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+        """A and B, each gathered once from where fsdp keeps it; gradients are summed in float32."""
+        A_eir = constrain(self.A[...], None, self.axes[0], None)
+        B_ero = constrain(self.B[...], None, None, self.axes[1])
+        return A_eir.astype(dtype), B_ero.astype(dtype)
+
+    def rows(self, x_bli: jax.Array, expert_b: jax.Array) -> jax.Array:
         """x A_e B_e with each row's own expert e: (B, L, in) to (B, L, out)."""
-        A_bkr, B_bro = self.A[...][expert_b], self.B[...][expert_b]
-        return x_blk @ A_bkr.astype(x_blk.dtype) @ B_bro.astype(x_blk.dtype)
+        A_eir, B_ero = self.factors(x_bli.dtype)
+        A_bir = constrain(A_eir[expert_b], "batch", self.axes[0], None)
+        B_bro = constrain(B_ero[expert_b], "batch", None, self.axes[1])
+        return x_bli @ A_bir @ B_bro
 
 
 class TaskVectors(nnx.Module):
@@ -47,9 +61,9 @@ class TaskVectors(nnx.Module):
 
     def __init__(self, config: ModelConfig, E: int, r: int, rngs: nnx.Rngs):
         D, F = config.hidden_size, config.intermediate_size
-        self.gate = LowRank(D, F, E, r, rngs)
-        self.up = LowRank(D, F, E, r, rngs)
-        self.down = LowRank(F, D, E, r, rngs)
+        self.gate = LowRank((E, D, r, F), (None, "ffn"), rngs)
+        self.up = LowRank((E, D, r, F), (None, "ffn"), rngs)
+        self.down = LowRank((E, F, r, D), ("ffn", None), rngs)
 
 
 class MoCaE(FFN):
@@ -81,12 +95,15 @@ class MoCaE(FFN):
         """y = (sum_e w_e a_e) Wd + s sum_e w_e (a_e Ad_e) Bd_e."""
         x_td = x_bld.reshape(-1, x_bld.shape[-1])
         w_te = w_ble.reshape(len(x_td), -1)
-        tv = jax.tree.map(lambda v: v.astype(x_td.dtype), nnx.state(self.task_vectors))
+        tv = self.task_vectors
+        (Ag, Bg), (Au, Bu), (Ad, Bd) = (
+            pair.factors(x_td.dtype) for pair in (tv.gate, tv.up, tv.down)
+        )
         with jax.named_scope("shared_base"):
             g0_tf, u0_tf = self.gate_proj(x_td), self.up_proj(x_td)
         with jax.named_scope("experts"):
             # Gate and up read x in one product.
-            A_edr = self.scale * jnp.concatenate([tv.gate.A[...], tv.up.A[...]])
+            A_edr = self.scale * jnp.concatenate([Ag, Au])
             pg_ert, pu_ert = jnp.split(jnp.einsum("edr,td->ert", A_edr, x_td), 2)
             mixed_tf, q_ert = mix(
                 self.act,
@@ -95,13 +112,13 @@ class MoCaE(FFN):
                 pg_ert,
                 pu_ert,
                 w_te,
-                tv.gate.B[...],
-                tv.up.B[...],
-                tv.down.A[...].swapaxes(1, 2),
+                Bg,
+                Bu,
+                Ad.swapaxes(1, 2),
             )
         with jax.named_scope("combine"):
             q_ert = (self.scale * q_ert).astype(x_td.dtype)
-            y_td = self.down_proj(mixed_tf) + jnp.einsum("ert,erd->td", q_ert, tv.down.B[...])
+            y_td = self.down_proj(mixed_tf) + jnp.einsum("ert,erd->td", q_ert, Bd)
         return y_td.reshape(x_bld.shape)
 
     def _forced(self, x_bld: jax.Array, routing: Forced) -> jax.Array:

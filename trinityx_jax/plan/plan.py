@@ -81,8 +81,9 @@ def make_plan(config: Config, topology: str, steps: Sequence[str] = tuple(STEPS)
     chip = topology_chip(topology)
     mesh = make_mesh(config.mesh, topology_devices(topology, config.mesh.slices))
     limit = memory_limit(mesh.devices.flat[0])
+    first = {s: STEPS[s](config, mesh) for s in steps}  # all mistakes come before any work
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # the compiler holds no lock of Python's
-        programs = {s: pool.submit(lambda s=s: list(_compiled(s, config, mesh))) for s in steps}
+        programs = {s: pool.submit(lambda s=s: list(_compiled(first[s], mesh))) for s in steps}
         costs = {
             s: pool.submit(extrapolate, lambda small, s=s: _costs(s, small, mesh), config)
             for s in steps
@@ -107,10 +108,9 @@ def make_plan(config: Config, topology: str, steps: Sequence[str] = tuple(STEPS)
 
 
 def _compiled(
-    step: str, config: Config, mesh: Mesh
+    program: Program, mesh: Mesh
 ) -> Iterator[tuple[Program, jax.stages.Compiled | TooBig]]:
-    """The step's programs, up to the first that is too big."""
-    program = STEPS[step](config, mesh)
+    """A step's programs from its first on, up to one that is too big."""
     found = _compile(program, mesh)
     yield program, found
     if program.then is not None and not isinstance(found, TooBig):
@@ -127,7 +127,7 @@ def _compile(program: Program, mesh: Mesh) -> jax.stages.Compiled | TooBig:
 def _costs(step: str, config: Config, mesh: Mesh) -> np.ndarray | None:
     """(programs, 2): FLOPs and bytes accessed of each, None where one does not fit."""
     rows = []
-    for _, found in _compiled(step, config, mesh):
+    for _, found in _compiled(STEPS[step](config, mesh), mesh):
         if isinstance(found, TooBig):
             return None
         costs: Any = found.cost_analysis()

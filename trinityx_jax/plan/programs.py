@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -53,9 +53,9 @@ def train_experts(config: Config, mesh: Mesh) -> Program:
     """A step of the experts stage, all objectives in one batch."""
     arch, train = architecture(config.model, config.mocae), config.experts
     if train.loss == "dpo":
-        loss, batch = dpo_loss(arch, beta=train.beta), pair_batch(config, train, mesh)
+        loss, batch = dpo_loss(arch, beta=train.beta), pair_batch(config, mesh)
     else:
-        loss, batch = expert_loss(arch), training_batch(config, train, mesh)
+        loss, batch = expert_loss(arch), training_batch(config, "experts", mesh)
     optimizer = make_optimizer(train, clip_by_expert_norm(train.clip_norm))
     return _training("train-experts", train, mesh, arch, TaskVector, loss, optimizer, batch)
 
@@ -64,7 +64,7 @@ def train_router(config: Config, mesh: Mesh) -> Program:
     """A step of the router stage."""
     arch, train = architecture(config.model, config.mocae), config.router
     loss = router_loss(arch, config.router_loss, _mixture(config))
-    batch = training_batch(config, train, mesh)
+    batch = training_batch(config, "router", mesh)
     optimizer = make_optimizer(train)
     return _training("train-router", train, mesh, arch, RouterWeight, loss, optimizer, batch)
 
@@ -131,17 +131,19 @@ STEPS: dict[str, Callable[[Config, Mesh], Program]] = {
 }
 
 
-def training_batch(config: Config, train: TrainConfig, mesh: Mesh) -> dict[str, Abstract]:
+def training_batch(
+    config: Config, stage: Literal["experts", "router"], mesh: Mesh
+) -> dict[str, Abstract]:
     """Shapes, dtypes and shardings of a batch of `data.pipeline.training_batches`."""
     fields = dict.fromkeys(("tokens", "targets", "segment_ids", "positions"), jnp.int32)
     row = (config.data.max_length,)
-    return _batch(config, train, mesh, row, {**fields, "loss_mask": jnp.float32})
+    return _batch(config, stage, mesh, row, {**fields, "loss_mask": jnp.float32})
 
 
-def pair_batch(config: Config, train: TrainConfig, mesh: Mesh) -> dict[str, Abstract]:
-    """The same of `data.preferences.preference_batches`."""
+def pair_batch(config: Config, mesh: Mesh) -> dict[str, Abstract]:
+    """The same of `data.preferences.preference_batches`, for the experts."""
     fields = {"tokens": jnp.int32, "targets": jnp.int32, "loss_mask": jnp.float32}
-    return _batch(config, train, mesh, (2, config.data.max_length), fields)
+    return _batch(config, "experts", mesh, (2, config.data.max_length), fields)
 
 
 def device_bytes(tree: Any) -> int:
@@ -183,12 +185,12 @@ def _training(
 
 
 def _batch(
-    config: Config, train: TrainConfig, mesh: Mesh, row: tuple[int, ...], fields: dict[str, Any]
+    config: Config, stage: str, mesh: Mesh, row: tuple[int, ...], fields: dict[str, Any]
 ) -> dict[str, Abstract]:
-    rows = train.batch_size * len(config.mocae.objectives)
+    rows = getattr(config, stage).batch_size * len(config.mocae.objectives)
     shapes = {name: ((rows, *row), dtype) for name, dtype in fields.items()}
     shapes |= dict.fromkeys(("objective", "index"), ((rows,), jnp.int32))
-    return _split_rows("batch_size x objectives", shapes, mesh)
+    return _split_rows(f"{stage}.batch_size x objectives", shapes, mesh)
 
 
 def _mixture(config: Config) -> Mixture:

@@ -93,7 +93,6 @@ def _with(pairs, key, a=None, b=None):
     [
         (lambda p: {}, "no layers"),
         (lambda p: _without(p, (1, "up_proj")), "layer 1 has no up_proj pair"),
-        (lambda p: {k: v for k, v in p.items() if k[0] == 1}, "layer 0 has no gate_proj pair"),
         (lambda p: {**p, (0, "q_proj"): p[0, "up_proj"]}, "layer 0 has 'q_proj'"),
         (
             lambda p: _with(p, (1, "up_proj"), np.ones((WIDTH, 3), np.float32)),
@@ -165,3 +164,16 @@ def test_reader_names_missing_unknown_and_damaged_parts(tmp_path):
     path.unlink()
     with pytest.raises(DataError, match="no such file"):
         peft.read_adapter(folder)
+
+
+def test_some_layers_travel_by_name(tmp_path):
+    some = {key: pair for key, pair in make_pairs().items() if key[0] == 1}
+    peft.write_adapter(tmp_path / "a", some, scale=1.0, base_model="base")
+    config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
+    assert config["layers_to_transform"] == [1]
+    assert peft.read_adapter(tmp_path / "a").keys() == some.keys()
+    for said, message in ((None, "layer 0 has no gate_proj pair"), ([0, 1], "names other layers")):
+        changed = json.dumps(config | {"layers_to_transform": said})
+        (tmp_path / "a" / "adapter_config.json").write_text(changed)
+        with pytest.raises(DataError, match=message):
+            peft.read_adapter(tmp_path / "a")

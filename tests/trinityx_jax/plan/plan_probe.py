@@ -29,9 +29,11 @@ def cli(*arguments: str) -> tuple[int, str]:
 def compiled(step: str, config: Config, devices: list) -> Any:
     """The step's one program, for a mesh over these devices."""
     from trinityx_jax.plan.plan import _compiled
+    from trinityx_jax.plan.programs import STEPS
     from trinityx_jax.sharding import make_mesh
 
-    [(_, found)] = _compiled(step, config, make_mesh(config.mesh, devices))
+    mesh = make_mesh(config.mesh, devices)
+    [(_, found)] = _compiled(STEPS[step](config, mesh), mesh)
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,10 @@ def test_no_cost_where_not_even_one_layer_fits():
 
 @pytest.mark.parametrize(
     ("real", "planned"),
-    [(training_batches, training_batch), (preference_batches, pair_batch)],
+    [
+        (training_batches, partial(training_batch, stage="experts")),
+        (preference_batches, pair_batch),
+    ],
     ids=["sft", "dpo"],
 )
 def test_a_batch_has_the_pipelines_fields(tiny_config, real, planned):
@@ -123,7 +127,7 @@ def test_a_batch_has_the_pipelines_fields(tiny_config, real, planned):
         max_length=tiny_config.data.max_length, batch_size=tiny_config.experts.batch_size, seed=0,
     ))  # fmt: skip
     mesh = make_mesh(cfg.MeshConfig(1), jax.devices()[:1])
-    shapes = planned(tiny_config, tiny_config.experts, mesh)
+    shapes = planned(tiny_config, mesh=mesh)
     assert {k: (x.shape, x.dtype) for k, x in shapes.items()} == {
         k: (x.shape, x.dtype) for k, x in batch.items()
     }
@@ -134,7 +138,9 @@ def test_a_batch_that_the_mesh_does_not_divide(tiny_config):
     config = dataclasses.replace(
         tiny_config, model=dataclasses.replace(tiny_config.model, vocab_size=10)
     )
-    with pytest.raises(UsageError, match=r"batch_size x objectives is 12 rows.* multiple of 5"):
+    with pytest.raises(
+        UsageError, match=r"experts.batch_size x objectives is 12 rows.* multiple of 5"
+    ):
         train_experts(config, mesh)
 
 

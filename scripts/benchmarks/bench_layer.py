@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from trinityx_jax.plan.topology import prepare, topology_devices
@@ -97,13 +98,20 @@ def timed(options: argparse.Namespace) -> None:
         parts = jax.tree.unflatten(treedef, drawn)
         for what, function in (("forward", forward), ("forward + backward", both)):
             run = jax.jit(function)
-            tasks[name, what] = lambda run=run, parts=parts: jax.block_until_ready(run(x, parts))
+            tasks[f"{name}: {what}"] = partial(_wait, run, x, parts)
     best = best_times(tasks, options.repeats)
     rows = []
-    for (name, what), seconds in best.items():
-        ratios = (seconds / best[other, what] for other in ("dense FFN", "mixture, plain"))
+    for task, seconds in best.items():
+        name, what = task.split(": ")
+        ratios = (seconds / best[f"{other}: {what}"] for other in ("dense FFN", "mixture, plain"))
         rows.append([name, what, f"{1e3 * seconds:.2f}", *(f"{ratio:.2f}" for ratio in ratios)])
     print_table(["layer", "pass", "ms", "x dense", "x plain"], rows)
+
+
+def _wait(run: Callable, *arguments: Any) -> None:
+    import jax
+
+    jax.block_until_ready(run(*arguments))
 
 
 def compiled(options: argparse.Namespace) -> None:
@@ -124,6 +132,7 @@ def compiled(options: argparse.Namespace) -> None:
         for what, function in (("forward", forward), ("forward + backward", both)):
             program = jax.jit(function).lower(x, parts).compile()
             cost, memory = program.cost_analysis(), program.memory_analysis()
+            assert cost and memory
             costs[name, what] = (
                 cost["flops"] / 1e9,
                 cost["bytes accessed"] / 1e9,

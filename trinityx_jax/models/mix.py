@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,6 @@ from trinityx_jax.sharding import mesh_axes, ways_here
 Act = Callable[[jax.Array], jax.Array]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def mix(
     act: Act,
     g0_tf: jax.Array,
@@ -37,6 +37,11 @@ def mix(
 ) -> tuple[jax.Array, jax.Array]:
     """(mixed (T, F), q (E, r, T) float32). `Ad_erf` is A of the down projection, transposed."""
     args = (g0_tf, u0_tf, pg_ert, pu_ert, w_te, Bg_erf, Bu_erf, Ad_erf)
+    return cast(tuple[jax.Array, jax.Array], _mix(act, *args))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _mix(act: Act, *args):
     return _by_platform(functools.partial(loop, act), functools.partial(_kernel, act), args)
 
 
@@ -52,7 +57,7 @@ def loop(act: Act, g0_tf, u0_tf, pg_ert, pu_ert, w_te, Bg_erf, Bu_erf, Ad_erf):
 
 
 def _forward(act: Act, *args):
-    return mix(act, *args), args
+    return _mix(act, *args), args
 
 
 def _backward(act: Act, args, cotangents):
@@ -63,7 +68,7 @@ def _backward(act: Act, args, cotangents):
     return _by_platform(anew, functools.partial(_kernel_vjp, act), (*args, *cotangents))
 
 
-mix.defvjp(_forward, _backward)
+_mix.defvjp(_forward, _backward)
 
 
 def _by_platform(anywhere: Callable, on_tpu: Callable, args: tuple):

@@ -99,7 +99,9 @@ def test_recomputed_layers_keep_less():
         trained = arch.only(arch.shapes, TaskVector)
         frozen = {name: x for name, x in arch.shapes.items() if name not in trained}
         compiled = jax.jit(jax.grad(loss)).lower(trained, frozen, tokens).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
+        memory = compiled.memory_analysis()
+        assert memory is not None
+        return memory.temp_size_in_bytes
 
     none, dots, layers = map(kept, ("none", "dots", "layers"))
     assert layers < 0.7 * dots < 0.7 * none

@@ -2,7 +2,7 @@
 
 XLA would write every expert's (T, F) low-rank products and activation to memory. Here a tile of g0
 and u0 is read once, all experts are formed in VMEM, and one tile of the mixture is written.
-Tokens lie on the last axis of the narrow arrays, (E, r, T): the last axis is padded to 128.
+Inside, the rank is never the last axis, (E, r, T) and (E, r, F): the last axis is padded to 128.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ def fits(tokens: int, narrow: int) -> bool:
 def forward(
     g0_tf: jax.Array,
     u0_tf: jax.Array,
-    pg_ert: jax.Array,
-    pu_ert: jax.Array,
+    pg_etr: jax.Array,
+    pu_etr: jax.Array,
     w_te: jax.Array,
     Bg_erf: jax.Array,
     Bu_erf: jax.Array,
-    Ad_erf: jax.Array,
+    Ad_efr: jax.Array,
     *,
     act: Act,
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
-    """(sum_e w_e a_e (T, F) in g0's dtype, (w_e a_e) Ad_e (E, r, T) float32)."""
+    """(sum_e w_e a_e (T, F) in g0's dtype, (w_e a_e) Ad_e (E, T, r) float32)."""
     T, F = g0_tf.shape
     E, r, _ = Bg_erf.shape
     tm, tf = _tile(T, 512), min(_FEATURES, F)
@@ -50,7 +50,7 @@ def forward(
     weight = pl.BlockSpec((tm, E), lambda i, j: (i, 0))
     factor = pl.BlockSpec((E, r, tf), lambda i, j: (0, 0, j))
     size = g0_tf.dtype.itemsize
-    return pl.pallas_call(
+    mixed_tf, q_ert = pl.pallas_call(
         functools.partial(_forward, act=act, F=F),
         grid=(T // tm, pl.cdiv(F, tf)),
         in_specs=[wide, wide, narrow, narrow, weight, factor, factor, factor],
@@ -68,7 +68,8 @@ def forward(
         ),
         interpret=interpret,
         name="mocae_forward",
-    )(g0_tf, u0_tf, pg_ert, pu_ert, w_te, Bg_erf, Bu_erf, Ad_erf)
+    )(g0_tf, u0_tf, _turn(pg_etr), _turn(pu_etr), w_te, Bg_erf, Bu_erf, _turn(Ad_efr))
+    return mixed_tf, _turn(q_ert)
 
 
 def _forward(g0, u0, pg, pu, w, Bg, Bu, Ad, mixed, q, *, act: Act, F: int):
@@ -91,14 +92,14 @@ def _forward(g0, u0, pg, pu, w, Bg, Bu, Ad, mixed, q, *, act: Act, F: int):
 def backward(
     g0_tf: jax.Array,
     u0_tf: jax.Array,
-    pg_ert: jax.Array,
-    pu_ert: jax.Array,
+    pg_etr: jax.Array,
+    pu_etr: jax.Array,
     w_te: jax.Array,
     Bg_erf: jax.Array,
     Bu_erf: jax.Array,
-    Ad_erf: jax.Array,
+    Ad_efr: jax.Array,
     dmixed_tf: jax.Array,
-    dq_ert: jax.Array,
+    dq_etr: jax.Array,
     *,
     act: Act,
     interpret: bool = False,
@@ -119,7 +120,7 @@ def backward(
     shapes = [(T, F), (T, F), (E, r, T), (E, r, T), (E, T), (E, r, F), (E, r, F), (E, r, F)]
     dtypes = [g0_tf.dtype, u0_tf.dtype, *[jnp.float32] * 6]
     size = g0_tf.dtype.itemsize
-    dg0, du0, dpg, dpu, dw_et, *factors = pl.pallas_call(
+    dg0, du0, dpg, dpu, dw_et, dBg, dBu, dAd = pl.pallas_call(
         functools.partial(_backward, act=act, F=F),
         grid=(pl.cdiv(F, tf), T // tm),
         in_specs=[wide, wide, narrow, narrow, weight, factor, factor, factor, wide, narrow],
@@ -137,8 +138,11 @@ def backward(
         input_output_aliases={0: 0, 1: 1},
         interpret=interpret,
         name="mocae_backward",
-    )(g0_tf, u0_tf, pg_ert, pu_ert, w_te, Bg_erf, Bu_erf, Ad_erf, dmixed_tf, dq_ert)
-    return dg0, du0, dpg, dpu, dw_et.T, *factors
+    )(
+        g0_tf, u0_tf, _turn(pg_etr), _turn(pu_etr), w_te, Bg_erf, Bu_erf, _turn(Ad_efr),
+        dmixed_tf, _turn(dq_etr),
+    )  # fmt: skip
+    return dg0, du0, _turn(dpg), _turn(dpu), dw_et.T, dBg, dBu, _turn(dAd)
 
 
 def _backward(
@@ -218,6 +222,10 @@ class _Tile:
             precision=jax.lax.Precision.HIGHEST if self._dtype == jnp.float32 else None,
             preferred_element_type=jnp.float32,
         )
+
+
+def _turn(x: jax.Array) -> jax.Array:
+    return x.swapaxes(1, 2)
 
 
 def _tile(size: int, most: int) -> int:

@@ -102,35 +102,29 @@ class MoCaE(FFN):
         with jax.named_scope("shared_base"):
             g0_tf, u0_tf = self.gate_proj(x_td), self.up_proj(x_td)
         with jax.named_scope("experts"):
-            # Gate and up read x in one product.
-            A_edr = self.scale * jnp.concatenate([Ag, Au])
-            pg_ert, pu_ert = jnp.split(jnp.einsum("edr,td->ert", A_edr, x_td), 2)
-            mixed_tf, q_ert = mix(
-                self.act,
-                g0_tf,
-                u0_tf,
-                pg_ert,
-                pu_ert,
-                w_te,
-                Bg,
-                Bu,
-                Ad.swapaxes(1, 2),
-            )
+            # Gate and up of all experts read x in one product.
+            A_der = self.scale * jnp.concatenate([Ag, Au]).swapaxes(0, 1)
+            p_ter = (x_td @ A_der.reshape(len(A_der), -1)).reshape(len(x_td), *A_der.shape[1:])
+            pg_etr, pu_etr = jnp.split(p_ter.swapaxes(0, 1), 2)
+            mixed_tf, q_etr = mix(self.act, g0_tf, u0_tf, pg_etr, pu_etr, w_te, Bg, Bu, Ad)
         with jax.named_scope("combine"):
-            q_ert = (self.scale * q_ert).astype(x_td.dtype)
-            y_td = self.down_proj(mixed_tf) + jnp.einsum("ert,erd->td", q_ert, Bd)
+            q_etr = (self.scale * q_etr).astype(x_td.dtype)
+            y_td = self.down_proj(mixed_tf) + jnp.einsum("etr,erd->td", q_etr, Bd)
         return y_td.reshape(x_bld.shape)
 
     def _forced(self, x_bld: jax.Array, routing: Forced) -> jax.Array:
         """E_e(x) with each row's own expert: one expert's low-rank products per row."""
         copies = (len(routing.expert_b) // len(x_bld), 1, 1)
         s, tv = self.scale * routing.coefficients(x_bld.dtype), self.task_vectors
-        g0, u0 = (jnp.tile(project(x_bld), copies) for project in (self.gate_proj, self.up_proj))
-        x_bld = jnp.tile(x_bld, copies)
-        gate = g0 + s * tv.gate.rows(x_bld, routing.expert_b)
-        up = u0 + s * tv.up.rows(x_bld, routing.expert_b)
-        a_blf = self.act(gate) * up
-        return self.down_proj(a_blf) + s * tv.down.rows(a_blf, routing.expert_b)
+        with jax.named_scope("shared_base"):
+            g0, u0 = self.gate_proj(x_bld), self.up_proj(x_bld)
+        with jax.named_scope("experts"):
+            g0, u0, x_bld = (jnp.tile(x, copies) for x in (g0, u0, x_bld))
+            gate = g0 + s * tv.gate.rows(x_bld, routing.expert_b)
+            up = u0 + s * tv.up.rows(x_bld, routing.expert_b)
+            a_blf = self.act(gate) * up
+        with jax.named_scope("combine"):
+            return self.down_proj(a_blf) + s * tv.down.rows(a_blf, routing.expert_b)
 
 
 class PlainMoCaE(MoCaE):

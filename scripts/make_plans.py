@@ -1,7 +1,8 @@
 """docs/plans.md from real runs of `trinityx plan`: python scripts/make_plans.py --results FOLDER
 
 Each run's JSON is kept in FOLDER, and a run whose file is there is not repeated: the page can be
-made in several goes. A run compiles up to three programs a step, minutes each on two cores.
+made in several goes. A run compiles up to three programs a step: seconds each on two cores at the
+compiler's least effort (`--quick`), minutes without it.
 """
 
 from __future__ import annotations
@@ -28,18 +29,20 @@ class Run:
     topology: str
     steps: tuple[str, ...] = ()
     set: tuple[str, ...] = ()
-    note: str = ""
+    quick: bool = True
 
     @property
     def arguments(self) -> list[str]:
         """Behind `trinityx plan`."""
         found = ["--config", f"configs/{self.config}.yaml", "--topology", self.topology]
         found += ["--step", *self.steps] if self.steps else []
+        found += ["--quick"] if self.quick else []
         return found + [part for override in self.set for part in ("--set", override)]
 
     @property
     def file(self) -> str:
         parts = [self.config, self.topology, *self.steps, *self.set]
+        parts += ["quick"] if self.quick else []
         return "_".join(parts).replace(":", "-").replace("=", "-") + ".json"
 
 
@@ -59,6 +62,7 @@ FITS = [
         if topology != home
     ),
 ]
+FULL = [Run(config, home, _TRAIN, quick=False) for config, home in HOME.items()]
 # Three rows of 2,048 tokens for each pair of chips, whatever their number.
 SCALING = [
     Run(
@@ -149,7 +153,31 @@ SCALING_HEADERS = [
 ]  # fmt: skip
 
 
-def page(fits: list[list[str]], scaling: list[list[str]], versions: dict[str, str]) -> str:
+EFFORT_HEADERS = [
+    "configuration", "topology", "needs quick", "needs", "TFLOP quick", "TFLOP",
+    "GB accessed quick", "GB accessed", "GB sent quick", "GB sent",
+]  # fmt: skip
+
+
+def effort_row(run: Run, quick: dict[str, Any], full: dict[str, Any]) -> list[str]:
+    """The same step at the compiler's least effort and as a run compiles it."""
+    row = [run.config, run.topology]
+    for of in (
+        lambda step: _gib(step["device_bytes"]),
+        lambda step: _number(step["flops"], 1e12),
+        lambda step: _number(step["bytes_accessed"], 1e9),
+        lambda step: _number(_sent(step), 1e9),
+    ):
+        row += [of(found["steps"][0]) for found in (quick, full)]
+    return row
+
+
+def page(
+    fits: list[list[str]],
+    efforts: list[list[str]],
+    scaling: list[list[str]],
+    versions: dict[str, str],
+) -> str:
     """The whole document."""
     names = ", ".join(f"{name} {number}" for name, number in versions.items())
     text = f"""# Plans
@@ -166,7 +194,18 @@ send for its collectives in a ring's algorithm. *Bound* is a roofline estimate: 
 faster than this at the chip's published peaks, and none was shown to be as fast. A decode step is
 one token of every row.
 
+These are compiled with `--quick`, at the compiler's least effort: what that changes is in the
+second table.
+
 {_table(FIT_HEADERS, fits)}
+"""
+    if efforts:
+        text += f"""
+## Least and full effort
+
+`train-experts` with `--quick` and without.
+
+{_table(EFFORT_HEADERS, efforts)}
 """
     if scaling:
         text += f"""
@@ -218,10 +257,14 @@ def main() -> None:
 
     fits = [(run, result(run, options.results)) for run in wanted(FITS)]
     scaling = [result(run, options.results) for run in wanted(SCALING)]
+    efforts = []
+    for run in wanted(FULL):
+        quick = result(dataclasses.replace(run, quick=True), options.results)
+        efforts.append(effort_row(run, quick, result(run, options.results)))
     if not fits:
         raise SystemExit(f"no results in {options.results}; leave out --cached to make them")
     rows = [row for run, found in fits for row in fit_rows(run, found)]
-    text = page(rows, scaling_rows(scaling), fits[0][1]["versions"])
+    text = page(rows, efforts, scaling_rows(scaling), fits[0][1]["versions"])
     (ROOT / "docs" / "plans.md").write_text(text)
 
 

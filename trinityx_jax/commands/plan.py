@@ -24,6 +24,8 @@ class Options:
     """Only these steps (default: all)."""
     set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Override one configuration key, as in --set experts.batch_size=8."""
+    quick: bool = False
+    """Compile at the least effort, many times sooner: the same FLOPs, other fusions."""
     json: bool = False
     """Print one JSON object."""
 
@@ -43,5 +45,5 @@ def run(options: Options) -> None:
     from trinityx_jax.plan.programs import STEPS
     from trinityx_jax.plan.report import to_dict, to_text
 
-    plan = make_plan(config, options.topology, options.step or tuple(STEPS))
+    plan = make_plan(config, options.topology, options.step or tuple(STEPS), quick=options.quick)
     print(json.dumps(to_dict(plan)) if options.json else to_text(plan))

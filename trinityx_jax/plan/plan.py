@@ -58,6 +58,7 @@ class Plan:
     mesh: dict[str, int]
     device_limit_bytes: int
     versions: dict[str, str]
+    quick: bool
     steps: list[StepPlan]
     skipped: list[str]
 
@@ -71,8 +72,12 @@ class Plan:
         return max(step.device_bytes for step in self.steps)
 
 
-def make_plan(config: Config, topology: str, steps: Sequence[str] = tuple(STEPS)) -> Plan:
+def make_plan(
+    config: Config, topology: str, steps: Sequence[str] = tuple(STEPS), *, quick: bool = False
+) -> Plan:
     """Compiles the steps for the topology; `topology.prepare` comes before anything of jax.
+
+    `quick` compiles at the compiler's least effort: same FLOPs and collectives, other fusions.
 
     Raises UsageError for an unknown topology, a mesh or batch that does not fit it, and a backbone
     of unknown shape.
@@ -83,9 +88,11 @@ def make_plan(config: Config, topology: str, steps: Sequence[str] = tuple(STEPS)
     limit = memory_limit(mesh.devices.flat[0])
     first = {s: STEPS[s](config, mesh) for s in steps}  # all mistakes come before any work
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # the compiler holds no lock of Python's
-        programs = {s: pool.submit(lambda s=s: list(_compiled(first[s], mesh))) for s in steps}
+        programs = {
+            s: pool.submit(lambda s=s: list(_compiled(first[s], mesh, quick))) for s in steps
+        }
         costs = {
-            s: pool.submit(extrapolate, lambda small, s=s: _costs(s, small, mesh), config)
+            s: pool.submit(extrapolate, lambda small, s=s: _costs(s, small, mesh, quick), config)
             for s in steps
         }
     plans, skipped = [], []
@@ -102,32 +109,33 @@ def make_plan(config: Config, topology: str, steps: Sequence[str] = tuple(STEPS)
         dict(mesh.shape),
         limit,
         {name: version(name) for name in ("jax", "libtpu")},
+        quick,
         plans,
         skipped,
     )
 
 
 def _compiled(
-    program: Program, mesh: Mesh
+    program: Program, mesh: Mesh, quick: bool
 ) -> Iterator[tuple[Program, jax.stages.Compiled | TooBig]]:
     """A step's programs from its first on, up to one that is too big."""
-    found = _compile(program, mesh)
+    found = _compile(program, mesh, quick)
     yield program, found
     if program.then is not None and not isinstance(found, TooBig):
         program = program.then(found)
-        yield program, _compile(program, mesh)
+        yield program, _compile(program, mesh, quick)
 
 
-def _compile(program: Program, mesh: Mesh) -> jax.stages.Compiled | TooBig:
+def _compile(program: Program, mesh: Mesh, quick: bool) -> jax.stages.Compiled | TooBig:
     with jax.set_mesh(mesh):  # as the stages do
         lowered = program.lower()
-    return compile_for(lowered)
+    return compile_for(lowered, quick=quick)
 
 
-def _costs(step: str, config: Config, mesh: Mesh) -> np.ndarray | None:
+def _costs(step: str, config: Config, mesh: Mesh, quick: bool) -> np.ndarray | None:
     """(programs, 2): FLOPs and bytes accessed of each, None where one does not fit."""
     rows = []
-    for _, found in _compiled(STEPS[step](config, mesh), mesh):
+    for _, found in _compiled(STEPS[step](config, mesh), mesh, quick):
         if isinstance(found, TooBig):
             return None
         costs: Any = found.cost_analysis()

@@ -34,6 +34,7 @@ def to_dict(plan: Plan) -> dict[str, Any]:
         "chip": dataclasses.asdict(plan.chip),
         "mesh": plan.mesh,
         "versions": plan.versions,
+        "quick": plan.quick,
         "skipped": plan.skipped,
         "steps": steps,
     }
@@ -44,6 +45,7 @@ def to_text(plan: Plan) -> str:
     mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1)
     versions = ", ".join(f"{name} {number}" for name, number in plan.versions.items())
     head = f"{plan.topology} ({plan.chip.device_kind}), mesh {mesh or 'of one device'}; {versions}"
+    head += "; at the compiler's least effort" if plan.quick else ""
     parts = [head, _memory(plan), _costs(plan)]
     parts += [_collectives(step) for step in plan.steps]
     return "\n\n".join([*(part for part in parts if part), verdict(plan)])

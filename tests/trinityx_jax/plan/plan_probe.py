@@ -33,14 +33,14 @@ def compiled(step: str, config: Config, devices: list) -> Any:
     from trinityx_jax.sharding import make_mesh
 
     mesh = make_mesh(config.mesh, devices)
-    [(_, found)] = _compiled(STEPS[step](config, mesh), mesh)
+    [(_, found)] = _compiled(STEPS[step](config, mesh), mesh, quick=True)
     return found
 
 
 def probe(path: Path) -> dict:
     small = ("--config", str(path), "--topology", "v5e:2x2", "--step", "score")
-    found: dict = {"scored": cli(*small, "--json")}
-    found["huge"] = cli(*small, "--set", f"model.vocab_size={1 << 26}")
+    found: dict = {"scored": cli(*small, "--json"), "quick": cli(*small, "--json", "--quick")}
+    found["huge"] = cli(*small, "--quick", "--set", f"model.vocab_size={1 << 26}")
     from trinityx_jax.plan.collectives import collectives
     from trinityx_jax.plan.topology import topology_devices
 

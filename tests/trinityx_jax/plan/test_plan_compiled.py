@@ -127,6 +127,14 @@ def test_the_json_object(scored):
     assert {c["step"] for c in scored["collectives"]} == {"score"}
 
 
+def test_the_least_effort_counts_the_same_work(found, scored):
+    status, text = found["quick"]
+    quick = json.loads(text)
+    assert status == 0 and quick["quick"] and not scored["quick"]
+    assert quick["flops"] == pytest.approx(scored["flops"], rel=1e-2)
+    assert 0.5 < quick["device_bytes"] / scored["device_bytes"] < 2
+
+
 def test_what_does_not_fit_is_a_verdict(found):
     status, text = found["huge"]
     words = text.splitlines()[-1]

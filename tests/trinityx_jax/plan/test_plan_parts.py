@@ -166,7 +166,7 @@ STEP = StepPlan(
 )  # fmt: skip
 PLAN = Plan(
     "v5e:4x4", next(c for c in CHIPS if c.name == "v5e"), {"fsdp": 4, "tensor": 4}, 16 * GiB,
-    {"jax": "1"}, [STEP], [],
+    {"jax": "1"}, False, [STEP], [],
 )  # fmt: skip
 BIG = dataclasses.replace(
     STEP, name="prefill", fits=False, device_bytes=20 * GiB, temporaries=None, outputs=None,

@@ -21,7 +21,17 @@ SMALL = {
     "bench_score.py": [*TINY, "--questions", "4", "--one-by-one", "2", "--repeats", "1"],
     "bench_layer.py": "--hidden 16 --ffn 24 --tokens 8 --rank 2 --repeats 1".split(),
     "bench_parameters.py": ["--rank", "4"],
-    "bench_train.py": [*TINY[:-2], "--rows", "3", "--length", "8", "--repeats", "1"],
+    "bench_train.py": [
+        *TINY[:-2],
+        "--rows",
+        "3",
+        "--length",
+        "8",
+        "--repeats",
+        "1",
+        "--forms",
+        "scanned",
+    ],
 }
 
 

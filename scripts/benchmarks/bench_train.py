@@ -5,7 +5,8 @@
 
 The same random Llama, the same tokens, float32, AdamW, every target counted. PEFT trains one LoRA
 adapter of the FFN's three projections; we train three, each on its own rows of the batch, with one
-clipping each, and then the router on the mixture of all three.
+clipping each, and then the router on the mixture of all three; with the layers in one scan, as a
+run has them, and unrolled (`model.scan_layers: false`).
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--steps", type=int, default=2, help="steps in one measurement")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--forms", nargs="+", default=["scanned", "unrolled"])
     options = parser.parse_args()
     print(environment("flax", "torch", "transformers", "peft"))
     tokens = np.random.default_rng(0).integers(
@@ -70,6 +72,23 @@ def main() -> None:
         for name, seconds in best.items()
     ]
     print_table(["what", "seconds a step", "tokens/s", "x PEFT"], rows)
+    products = gate_products(options)
+    flops = 2 * options.rows * options.length * options.hidden * options.ffn
+    rates = [f"{name} {flops / s / 1e9:.0f}" for name, s in best_times(products, 10).items()]
+    print(f"the gate's matrix product alone, GFLOP/s: {', '.join(rates)}")
+
+
+def gate_products(options: argparse.Namespace) -> dict[str, Callable]:
+    """The same matrix product in both libraries."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((options.rows * options.length, options.hidden), np.float32)
+    W = rng.standard_normal((options.hidden, options.ffn), np.float32)
+    theirs, ours = (torch.from_numpy(x), torch.from_numpy(W)), (jnp.asarray(x), jnp.asarray(W))
+    product = jax.jit(jnp.matmul)
+    return {
+        "torch": lambda: theirs[0] @ theirs[1],
+        "XLA": lambda: product(*ours).block_until_ready(),
+    }
 
 
 def peft_step(model, tokens: np.ndarray, options: argparse.Namespace) -> Callable[[], float]:
@@ -96,14 +115,11 @@ def peft_step(model, tokens: np.ndarray, options: argparse.Namespace) -> Callabl
 
 
 def our_steps(folder: Path, tokens: np.ndarray, options: argparse.Namespace) -> dict[str, Callable]:
-    """One step of each of our stages, through the stages' own functions."""
+    """One step of each of our stages, through the stages' own functions, in each form."""
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     config, loaded = load_checkpoint(folder, mesh)
     mocae = MoCaEConfig(rank=options.rank, lora_alpha=2.0 * options.rank)
     arch = architecture(config, mocae)
-    scanned = arch.scanned()
-    drawn = scanned.init(jax.random.key(0), mesh, TaskVector, RouterWeight, Temperature, Importance)
-    parameters = scanned.stack(dict(loaded), mesh) | drawn
     E = len(mocae.objectives)
     batch = {
         "tokens": tokens[:, :-1].astype(np.int32),
@@ -113,22 +129,31 @@ def our_steps(folder: Path, tokens: np.ndarray, options: argparse.Namespace) -> 
         "positions": np.tile(np.arange(options.length, dtype=np.int32), (options.rows, 1)),
         "objective": np.sort(np.arange(options.rows, dtype=np.int32) % E),
     }
-    stages = {
-        f"{E} experts": (TaskVector, expert_loss(scanned), clip_by_expert_norm(TRAIN.clip_norm)),
-        "their router": (
-            RouterWeight,
-            router_loss(scanned, RouterLossConfig(), Mixture()),
-            None,
-        ),
-    }
+    backbone = dict(loaded)
     steps = {}
-    for name, (kind, loss, clip) in stages.items():
-        trainable = {n: jnp.copy(x) for n, x in scanned.only(parameters, kind).items()}
-        frozen = {n: x for n, x in parameters.items() if n not in trainable}
-        optimizer = make_optimizer(TRAIN, clip)
-        state = (trainable, optimizer.init(trainable))
-        step = make_step(loss, optimizer, state, mesh)
-        steps[name] = Stepper(step, state, frozen, shard_batch(batch, mesh))
+    for form in options.forms:
+        unrolled = form == "unrolled"
+        arch = arch.unrolled() if unrolled else arch.scanned()
+        held = backbone if unrolled else arch.stack(dict(backbone), mesh)
+        drawn = arch.init(
+            jax.random.key(0), mesh, TaskVector, RouterWeight, Temperature, Importance
+        )
+        parameters = held | drawn
+        for name, kind, loss, clip in (
+            (
+                f"{E} experts",
+                TaskVector,
+                expert_loss(arch),
+                clip_by_expert_norm(TRAIN.clip_norm),
+            ),
+            ("their router", RouterWeight, router_loss(arch, RouterLossConfig(), Mixture()), None),
+        ):
+            trainable = {n: jnp.copy(x) for n, x in arch.only(parameters, kind).items()}
+            frozen = {n: x for n, x in parameters.items() if n not in trainable}
+            optimizer = make_optimizer(TRAIN, clip)
+            state = (trainable, optimizer.init(trainable))
+            step = make_step(loss, optimizer, state, mesh)
+            steps[f"{name}, {form}"] = Stepper(step, state, frozen, shard_batch(batch, mesh))
     return steps
 
 

@@ -76,13 +76,15 @@ class ExpertFFN(nnx.Module):
                 y_td = mix_all(self.act, w, x_td, weight_te)
             else:
                 weight_tk, index_tk = jax.lax.top_k(weight_te, k)
+                # Rows of one objective share an expert: a capacity would leave most of them out.
+                dispatch = "psum" if isinstance(routing, Forced) else self.dispatch
                 y_td = mix_chosen(
                     self.act,
                     w,
                     x_td,
                     index_tk,
                     weight_tk,
-                    dispatch=self.dispatch,
+                    dispatch=dispatch,
                     capacity_factor=self.capacity_factor,
                 )
         return y_td.reshape(x_bld.shape), logits_ble

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from trinityx_jax.alignment import losses
-from trinityx_jax.config import RouterLossConfig
+from trinityx_jax.config import MoCaEConfig, RouterLossConfig
+from trinityx_jax.models.expert_parallel import dropped
 from trinityx_jax.models.parameters import Architecture
 from trinityx_jax.models.router import Mixture, RouterWeight
 from trinityx_jax.run import Run
@@ -46,8 +47,9 @@ def router_loss(arch: Architecture, c: RouterLossConfig, mixture: Mixture) -> Lo
     without its coefficient, `gate_accuracy`, CE per objective, and by layer and objective what
     `gate_metrics` returns.
     """
-    assert arch.mocae is not None
-    objectives = arch.mocae.objectives
+    mocae = arch.mocae
+    assert mocae is not None
+    objectives = mocae.objectives
     E = len(objectives)
 
     def weigh(batch):
@@ -86,9 +88,21 @@ def router_loss(arch: Architecture, c: RouterLossConfig, mixture: Mixture) -> Lo
             + c.kl * terms["kl"]
         )
         own = {f"loss/{name}": own_e[e] for e, name in enumerate(objectives)}
-        return total, terms | own | gate_metrics(z, batch)
+        metrics = terms | own | gate_metrics(z, batch)
+        if mixture.top_k and (mocae.expert, mocae.dispatch) == ("ffn", "all_to_all"):
+            metrics["dropped_choices"] = dropped_choices(z, mocae, mixture.top_k)
+        return total, metrics
 
     return Loss(weigh, part)
+
+
+def dropped_choices(z_nble: jax.Array, mocae: MoCaEConfig, k: int) -> jax.Array:
+    """How many (token, expert) choices of all layers found no place with their expert, float32."""
+    _, index_nblk = jax.lax.top_k(z_nble, k)
+    index_ntk = index_nblk.reshape(len(z_nble), -1, k)
+    mesh = jax.sharding.get_abstract_mesh()
+    of_layer = [dropped(i, z_nble.shape[-1], mesh, mocae.capacity_factor) for i in index_ntk]
+    return jnp.stack(of_layer).sum().astype(jnp.float32)
 
 
 def gate_metrics(z_nble: jax.Array, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:

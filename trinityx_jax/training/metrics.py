@@ -9,6 +9,7 @@ mfu                         model FLOPs over the devices' peak (training/flops.p
 memory_bytes, memory_peak_bytes   in use on this process' first device, or null
 gate, balance, z, entropy, kl     the router's terms, without their coefficients
 gate_accuracy               share of tokens whose largest weight is their row's objective
+dropped_choices             choices of an expert without a place (dispatch: all_to_all, top_k)
 load/<expert>/<layer>       mean gating weight over all tokens
 own_entropy/<objective>/<layer>, own_accuracy/<objective>/<layer>   of the gate, on the
                             objective's own tokens

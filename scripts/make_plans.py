@@ -100,7 +100,7 @@ def fit_rows(run: Run, found: dict[str, Any]) -> list[list[str]]:
     rows = []
     for step in found["steps"]:
         over = step["device_bytes"] - limit
-        count = sum(c["count"] for c in step["collectives"])
+        places, count = (sum(c[n] for c in step["collectives"]) for n in ("places", "count"))
         bound = step["bound_seconds"]
         rows.append([
             run.config, f"{run.topology}, {mesh}", step["name"], step["size"],
@@ -108,7 +108,7 @@ def fit_rows(run: Run, found: dict[str, Any]) -> list[list[str]]:
             _gib(step["temporaries"]), f"{_gib(step['device_bytes'])} of {_gib(limit)}",
             "fits" if step["fits"] else f"**too big by {_gib(over)}**",
             _number(step["flops"], 1e12), _number(step["bytes_accessed"], 1e9),
-            str(count) if step["fits"] else "",
+            f"{places}, {count}" if step["fits"] else "",
             _number(_sent(step), 1e9) if step["fits"] else "",
             "" if bound is None else _bound(bound),
         ])  # fmt: skip
@@ -190,7 +190,8 @@ All sizes are GiB on one device. *Parameters*, *optimiser* and *cache* count the
 arguments; *temporaries* and *needs* (arguments, outputs, temporaries and code) are the compiler's,
 against the memory it lets a program use. TFLOP and GB accessed are the compiler's estimates for
 one device and one step, taken from one and two unrolled layers. *GB sent* is what each device must
-send for its collectives in a ring's algorithm. *Bound* is a roofline estimate: no step can be
+send for its *collectives* in a ring's algorithm, which are counted in the program's text and as
+they run: a layer's run once a layer. *Bound* is a roofline estimate: no step can be
 faster than this at the chip's published peaks, and none was shown to be as fast. A decode step is
 one token of every row.
 
@@ -242,7 +243,8 @@ def _gib(size: int | None) -> str:
 
 
 def _number(value: float | None, unit: float) -> str:
-    return "" if value is None else f"{value / unit:.3g}"
+    """Three digits, never as a power of ten."""
+    return "" if value is None else f"{float(f'{value / unit:.3g}'):,g}"
 
 
 def main() -> None:

@@ -213,7 +213,9 @@ second table.
 ## Weak scaling
 
 `train-experts` of `configs/llama2_7b.yaml` with tensor 2 and all other chips on fsdp, three rows of
-2,048 tokens for each pair of chips.
+2,048 tokens for each pair of chips. Where the compiler turns a gather and its product into a loop
+of permutes (collective matmul; here on 16 and 64 chips), it counts the loop's FLOPs once: those are
+too low, and the permutes move more than the gathers would.
 
 {_table(SCALING_HEADERS, scaling)}
 """

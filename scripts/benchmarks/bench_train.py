@@ -139,15 +139,11 @@ def our_steps(folder: Path, tokens: np.ndarray, options: argparse.Namespace) -> 
             jax.random.key(0), mesh, TaskVector, RouterWeight, Temperature, Importance
         )
         parameters = held | drawn
-        for name, kind, loss, clip in (
-            (
-                f"{E} experts",
-                TaskVector,
-                expert_loss(arch),
-                clip_by_expert_norm(TRAIN.clip_norm),
-            ),
-            ("their router", RouterWeight, router_loss(arch, RouterLossConfig(), Mixture()), None),
-        ):
+        stages = {
+            f"{E} experts": (TaskVector, expert_loss(arch), clip_by_expert_norm(TRAIN.clip_norm)),
+            "their router": (RouterWeight, router_loss(arch, RouterLossConfig(), Mixture()), None),
+        }
+        for name, (kind, loss, clip) in stages.items():
             trainable = {n: jnp.copy(x) for n, x in arch.only(parameters, kind).items()}
             frozen = {n: x for n, x in parameters.items() if n not in trainable}
             optimizer = make_optimizer(TRAIN, clip)

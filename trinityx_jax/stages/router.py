@@ -45,7 +45,7 @@ def router_loss(arch: Architecture, c: RouterLossConfig, mixture: Mixture) -> Lo
     CE counts response tokens; the gate's terms count every token that is no padding, since the
     router must choose on the prompt too. KL is to the uniform distribution. Metrics: every term
     without its coefficient, `gate_accuracy`, CE per objective, and by layer and objective what
-    `gate_metrics` returns.
+    `gate_metrics` returns; `dropped_choices` where experts have a capacity.
     """
     mocae = arch.mocae
     assert mocae is not None

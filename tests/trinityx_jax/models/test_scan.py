@@ -60,16 +60,8 @@ def value_and_gradients(arch, parameters, routing):
     return out, gradients
 
 
-@pytest.mark.parametrize(
-    ("routing", "layers"),
-    [
-        ("mixture", ()),
-        ("mixture", (1, 3)),
-        ("own expert", (2, 3)),
-        ("two experts a row", ()),
-        ("two experts a row", (1, 3)),
-    ],
-)
+@pytest.mark.parametrize("layers", [(), (1, 3), (2, 3)], ids=["all", "every second", "last two"])
+@pytest.mark.parametrize("routing", ROUTINGS)
 def test_scanned_equals_unrolled(layers, routing):
     arch = architecture(CONFIG, MoCaEConfig(rank=2, layers=layers))
     parameters = moved(arch)
@@ -83,9 +75,7 @@ def test_scanned_equals_unrolled(layers, routing):
 @pytest.mark.parametrize("remat", ["dots", "layers"])
 @pytest.mark.parametrize("scan", [True, False])
 def test_recomputing_changes_memory_alone(remat, scan):
-    config = dataclasses.replace(
-        CONFIG, num_hidden_layers=2, windows=CONFIG.windows[:2], scan_layers=scan
-    )
+    config = dataclasses.replace(CONFIG, scan_layers=scan)
     mocae = MoCaEConfig(rank=2)
     kept = architecture(config, mocae)
     parameters = stacked(kept, moved(kept))

@@ -6,7 +6,7 @@ Letters: V vocabulary, D model width, H heads * head size, F FFN width, E expert
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -51,7 +51,8 @@ PARAMETERS: dict[str, tuple[str | None, ...]] = {
 # Logical axis -> mesh axis. Low-rank experts stay whole: they shard inside, over embed and ffn.
 MESH_AXES: dict[str, str | tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
-    "dispatched": ("data", "fsdp", "expert"),  # tokens that an all-to-all sends to their experts
+    # Tokens that an all-to-all sends to their experts; rows of attention, which has no experts.
+    "dispatched": ("data", "fsdp", "expert"),
     "expert": "expert",
     "embed": "fsdp",
     "embed_expert": ("expert", "fsdp"),  # D of experts whose number the expert axis does not divide
@@ -149,6 +150,24 @@ def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
     if any(axis and size % ways(mesh, axis) for axis, size in zip(logical, x.shape, strict=True)):
         return x
     return jax.lax.with_sharding_constraint(x, P(*map(mesh_axes, logical)))
+
+
+def per_device(local: Callable, arguments: Sequence[tuple], results: Any) -> Callable:
+    """`local` on every device's own part: XLA does not partition a kernel by itself.
+
+    The logical axes of each argument's dimensions, and of each result's (of the one: a tuple).
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return local
+
+    def specs(group: Sequence[tuple]) -> tuple[P, ...]:
+        return tuple(P(*map(mesh_axes, axes)) for axes in group)
+
+    one = not isinstance(results[0], tuple)
+    out_specs = specs((results,))[0] if one else specs(results)
+    # A kernel's results carry no record of the axes over which they vary.
+    return jax.shard_map(local, in_specs=specs(arguments), out_specs=out_specs, check_vma=False)
 
 
 def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

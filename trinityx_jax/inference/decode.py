@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from trinityx_jax.inference.programs import note
 from trinityx_jax.inference.sampling import Chooser
+from trinityx_jax.models.attention import causal
 from trinityx_jax.models.cache import KeyValue
 from trinityx_jax.models.parameters import Architecture, Parameters
 from trinityx_jax.models.router import Routing
@@ -59,11 +60,9 @@ def prefill(
     B, P = tokens_bp.shape
     note(f"prefill: {B} rows, {P} prompt tokens, room for {room} more")
     model = arch.merge(parameters)
-    slots = jnp.arange(P)
-    positions = slots - start_b[:, None]
-    # A padding slot sees itself, and nobody sees it.
-    real = (positions[:, None, :] >= 0) | (slots[:, None] == slots)
-    view = View(positions, positions, real & (slots[:, None] >= slots))
+    positions = jnp.arange(P) - start_b[:, None]
+    segments = (positions >= 0).astype(jnp.int32)  # padding sees padding, and nobody else sees it
+    view = View(positions, positions, causal(segments), segments)
     hidden = model.hidden(tokens_bp, routing, view, model.new_cache(B, P + room))
     first = chooser.choose(model.logits(hidden.states[:, -1]), _step_keys(key_b, 0))
     tokens = jnp.zeros((B, room), jnp.int32).at[:, 0].set(first)

@@ -17,10 +17,9 @@ from typing import cast
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
 
 from trinityx_jax.models import mix_tpu
-from trinityx_jax.sharding import mesh_axes, ways_here
+from trinityx_jax.sharding import mesh_axes, per_device, ways_here
 
 Act = Callable[[jax.Array], jax.Array]
 _CHUNK = 512  # tokens
@@ -91,7 +90,7 @@ def _by_platform(anywhere: Callable, kernel: Callable, args: tuple, given: tuple
     if ways[0] == 1 and T > _CHUNK and T % _CHUNK == 0:
         branches["cpu"] = functools.partial(_chunked, anywhere, given, wanted)
     if T % ways[0] == F % ways[1] == 0 and mix_tpu.fits(T // ways[0], E * r):
-        branches["tpu"] = _per_device(kernel, given, wanted)
+        branches["tpu"] = per_device(kernel, given, wanted)
     return jax.lax.platform_dependent(*args, **branches)
 
 
@@ -133,15 +132,6 @@ def _kernel_vjp(act: Act, like: tuple) -> Callable:
         return tuple(x.astype(y.dtype) for x, y in zip(found, like, strict=True))
 
     return local
-
-
-def _per_device(local: Callable, arguments: tuple, results: tuple) -> Callable:
-    """`local` on every device's own part; XLA does not partition a kernel by itself."""
-    if ways_here(_T) * ways_here(_F) == 1:
-        return local
-    specs = [tuple(P(*map(mesh_axes, axes)) for axes in group) for group in (arguments, results)]
-    # A kernel's results carry no record of the axes over which they vary.
-    return jax.shard_map(local, in_specs=specs[0], out_specs=specs[1], check_vma=False)
 
 
 def _sum(x: jax.Array, logical: str) -> jax.Array:

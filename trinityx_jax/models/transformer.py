@@ -13,6 +13,7 @@ from flax import nnx
 
 from trinityx_jax.config import MoCaEConfig, ModelConfig
 from trinityx_jax.models.attention import Attention, causal, within
+from trinityx_jax.models.attention_tpu import Packed
 from trinityx_jax.models.cache import KeyValue, Slot
 from trinityx_jax.models.expert_ffn import ExpertFFN
 from trinityx_jax.models.ffn import FFN, Linear
@@ -39,16 +40,21 @@ class Hidden(NamedTuple):
 
 
 class View(NamedTuple):
-    """Who sees whom: positions of L queries and S keys, and `visible` (B, L, S) bool."""
+    """Who sees whom: positions of L queries and S keys, and `visible` (B, L, S) bool.
+
+    `segments` (B, L), where given, says the same of packed rows: the queries are the keys, and each
+    sees what came before it in its own segment.
+    """
 
     query_bl: jax.Array
     key_bs: jax.Array
     visible_bls: jax.Array
+    segments_bl: jax.Array | None = None
 
     def rows_of(self, x_bld: jax.Array) -> View:
         """The same view for as many copies of the rows as x has."""
         copies = len(x_bld) // len(self.query_bl)
-        return View(*(jnp.tile(x, (copies,) + (1,) * (x.ndim - 1)) for x in self))
+        return jax.tree.map(lambda x: jnp.tile(x, (copies,) + (1,) * (x.ndim - 1)), self)
 
 
 class Layer(nnx.Module):
@@ -70,7 +76,8 @@ class Layer(nnx.Module):
     def attention(self, x_bld, view: View, window, slot: Slot | None):
         view = view.rows_of(x_bld)
         visible_bls = within(window, view.visible_bls, view.query_bl, view.key_bs)
-        return self.self_attn(x_bld, view.query_bl, visible_bls, slot)
+        packed = None if view.segments_bl is None else Packed(view.segments_bl, window)
+        return self.self_attn(x_bld, view.query_bl, visible_bls, slot, packed)
 
 
 class SandwichLayer(Layer):
@@ -133,7 +140,7 @@ class Transformer(nnx.Module):
             positions_bl = jnp.broadcast_to(jnp.arange(tokens_bl.shape[1]), tokens_bl.shape)
         if segment_ids_bl is None:
             segment_ids_bl = jnp.ones_like(tokens_bl)
-        view = View(positions_bl, positions_bl, causal(segment_ids_bl))
+        view = View(positions_bl, positions_bl, causal(segment_ids_bl), segment_ids_bl)
         hidden = self.hidden(tokens_bl, routing, view)
         return Output(self.logits(hidden.states), hidden.gate_logits)
 

@@ -1,0 +1,71 @@
+"""The splash attention kernels, interpreted, against the plain formula."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from trinityx_jax.config import ModelConfig
+from trinityx_jax.models import attention_tpu
+from trinityx_jax.models.attention import attend, causal, within
+from trinityx_jax.models.transformer import Transformer
+
+B, L, H, G, d = 2, 256, 4, 2, 128
+SEGMENTS = jnp.repeat(jnp.array([[1, 1, 2, 0], [1, 2, 3, 3]]), L // 4, axis=1)
+
+
+@pytest.mark.parametrize(("window", "softcap"), [(0, 0.0), (40, 0.0), (0, 5.0)])
+def test_values_and_gradients_are_those_of_the_plain_formula(window, softcap):
+    keys = jax.random.split(jax.random.key(0), 4)
+    q, k, v = (
+        jax.random.normal(key, shape)
+        for key, shape in zip(keys, [(B, L, H, d), (B, G, L, d), (B, G, L, d)], strict=False)
+    )
+    q = q * d**-0.5
+    index = jnp.broadcast_to(jnp.arange(L), (B, L))
+    visible = within(window, causal(SEGMENTS), index, index)
+    plain = functools.partial(attend, visible_bls=visible, softcap=softcap)
+
+    def kernels(q, k, v):
+        return attention_tpu.attend(
+            q, k, v, SEGMENTS, window=window, softcap=softcap, interpret=True
+        )
+
+    wanted, back = jax.vjp(plain, q, k, v)
+    found, again = jax.jit(lambda *args: jax.vjp(kernels, *args))(q, k, v)
+    sent = jax.random.normal(keys[3], wanted.shape)
+    close = functools.partial(chex.assert_trees_all_close, rtol=2e-4, atol=2e-4)
+    close(found, wanted)
+    close(again(sent), back(sent))
+
+
+def test_only_rows_and_heads_of_whole_tiles_fit():
+    assert attention_tpu.fits(2048, 128) and attention_tpu.fits(128, 256)
+    assert not attention_tpu.fits(2000, 128) and not attention_tpu.fits(2048, 64)
+
+
+@pytest.mark.parametrize(("windows", "kernels"), [((), 1), ((40, 40), 1), ((40, 0), 2)])
+@pytest.mark.parametrize("scan_layers", [True, False])
+def test_a_model_for_tpus_has_one_kernel_for_each_window(windows, kernels, scan_layers):
+    config = ModelConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        head_dim=128,
+        windows=windows,
+        scan_layers=scan_layers,
+    )
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))
+
+    def logits(state, tokens_bl):
+        return nnx.merge(graphdef, state)(tokens_bl).logits
+
+    traced = jax.jit(logits).trace(state, jax.ShapeDtypeStruct((2, 128), jnp.int32))
+    text = traced.lower(lowering_platforms=("tpu",)).as_text()
+    assert text.count("tpu_custom_call") == kernels

@@ -18,7 +18,6 @@ from trinityx_jax.errors import UsageError
 from trinityx_jax.inference.decode import decode, prefill
 from trinityx_jax.inference.sampling import Greedy
 from trinityx_jax.inference.score import _score
-from trinityx_jax.models.mocae import TaskVector
 from trinityx_jax.models.parameters import Architecture, architecture
 from trinityx_jax.models.router import Mixture, RouterWeight
 from trinityx_jax.sharding import sharding, state_shardings, ways
@@ -57,7 +56,7 @@ def train_experts(config: Config, mesh: Mesh) -> Program:
     else:
         loss, batch = expert_loss(arch), training_batch(config, "experts", mesh)
     optimizer = make_optimizer(train, clip_by_expert_norm(train.clip_norm))
-    return _training("train-experts", train, mesh, arch, TaskVector, loss, optimizer, batch)
+    return _training("train-experts", train, mesh, arch, arch.expert_kind, loss, optimizer, batch)
 
 
 def train_router(config: Config, mesh: Mesh) -> Program:

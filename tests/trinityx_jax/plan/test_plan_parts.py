@@ -144,6 +144,25 @@ def test_a_batch_that_the_mesh_does_not_divide(tiny_config):
         train_experts(config, mesh)
 
 
+@pytest.mark.parametrize("expert", ["low_rank", "ffn"])
+def test_the_experts_of_either_kind_are_trained(tiny_config, expert):
+    """What has optimiser state: the experts alone, two moments in float32 of each number."""
+    config = dataclasses.replace(
+        tiny_config,
+        model=dataclasses.replace(tiny_config.model, vocab_size=512),
+        mocae=dataclasses.replace(tiny_config.mocae, expert=expert),
+    )
+    mesh = make_mesh(config.mesh, jax.devices()[:1])
+    program = train_experts(config, mesh)
+    with jax.set_mesh(mesh):
+        program.lower()
+    model, mocae = config.model, config.mocae
+    D, F, E, r = model.hidden_size, model.intermediate_size, len(mocae.objectives), mocae.rank
+    numbers = 3 * D * F if expert == "ffn" else 3 * (D + F) * r
+    moments = 2 * 4 * model.num_hidden_layers * E * numbers
+    assert program.held["optimiser"] == pytest.approx(moments, rel=0.01)
+
+
 def test_a_shape_without_a_vocabulary_names_both_remedies(tiny_config):
     with pytest.raises(UsageError, match=r"vocab_size=0 .* into `model`, or name its local folder"):
         with_shape(tiny_config)

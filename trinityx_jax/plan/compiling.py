@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -12,6 +13,12 @@ import numpy as np
 from jax.errors import JaxRuntimeError
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+QUICK = {"exec_time_optimization_effort": -1.0}
+# Else a gather and its product may become a loop of permutes, whose FLOPs are counted once.
+WITHOUT_LOOPS = {
+    "xla_tpu_enable_windowed_einsum_for_all_gather": False,
+    "xla_tpu_enable_windowed_einsum_for_reduce_scatter": False,
+}
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
 _SIZE = r"([\d.]+)([KMGTP]?)"
 _REFUSALS = (
@@ -31,14 +38,12 @@ class TooBig:
     limit: int
 
 
-def compile_for(lowered: jax.stages.Lowered, *, quick: bool) -> jax.stages.Compiled | TooBig:
-    """The compiled program, or by how much it is too big for a device's memory.
-
-    `quick` asks the compiler for its least effort.
-    """
-    options: dict[str, Any] = {"exec_time_optimization_effort": -1.0} if quick else {}
+def compile_for(
+    lowered: jax.stages.Lowered, options: Mapping[str, Any]
+) -> jax.stages.Compiled | TooBig:
+    """The compiled program, or by how much it is too big for a device's memory."""
     try:
-        return lowered.compile(compiler_options=options)
+        return lowered.compile(compiler_options=dict(options))
     except JaxRuntimeError as e:
         refusal = refusal_of(str(e))
         if refusal is None:
@@ -68,6 +73,6 @@ def memory_limit(device: Any) -> int:
     mesh = Mesh(np.array([device]), ("one",))
     whole = NamedSharding(mesh, PartitionSpec())
     huge = jax.jit(lambda: jnp.zeros(1 << 46, jnp.int8), out_shardings=whole)
-    refusal = compile_for(huge.lower(), quick=True)
+    refusal = compile_for(huge.lower(), QUICK)
     assert isinstance(refusal, TooBig), "the compiler accepted 64 TiB"
     return refusal.limit

@@ -6,8 +6,9 @@ Only what the collectives need: instructions stay lines of text.
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
 _CALLED = re.compile(r"\b(calls|to_apply|body|condition|\w+_computations?)=(\{[^}]*\}|%?[\w.-]+)")
@@ -16,6 +17,9 @@ _OWN_LOOP_OR_BRANCH = re.compile(r"[ )](while|conditional|call)\(")
 _KNOWN_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _COMPARE = re.compile(r" compare\(.*direction=(\w+)")
 _CONSTANT = re.compile(r" = [su]\d+\[\]\S* constant\((\d+)\)")
+_COUNTER = re.compile(r" get-tuple-element\(.*\), index=(\d+)")
+_STATE = re.compile(r"ROOT .* tuple\((.*?)\)")
+_ADD = re.compile(r" add\(%?[\w.-]+, %?([\w.-]+)\)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +74,7 @@ def _computations(text: str) -> tuple[dict[str, tuple[str, ...]], str]:
         if header:
             name, lines = header[2], []
             entry = name if header[1] else entry
-        elif name is not None and line.startswith("}"):
+        elif name is not None and line == "}":
             found[name], name = tuple(lines), None
         elif name is not None:
             lines.append(line)
@@ -81,7 +85,8 @@ def _trips(line: str, computations: dict[str, tuple[str, ...]]) -> int | None:
     """How often a while loop runs; None where the text does not say.
 
     TPU programs carry no known_trip_count, but a `lax.scan` counts from 0 and stops by a condition
-    that is nothing but `counter < constant`.
+    that is nothing but `counter < constant`. It counts by 1, or by more where the compiler put
+    several trips into one.
     """
     if known := _KNOWN_TRIPS.search(line):
         return int(known[1])
@@ -96,4 +101,20 @@ def _trips(line: str, computations: dict[str, tuple[str, ...]]) -> int | None:
     compares = [match[1] for piece in lines if (match := _COMPARE.search(piece))]
     limits = [int(match[1]) for piece in lines if (match := _CONSTANT.search(piece))]
     logic = any(re.search(r"[ )](and|or|not)\(", piece) for piece in lines)
-    return limits[0] if compares == ["LT"] and len(limits) == 1 and not logic else None
+    if compares != ["LT"] or len(limits) != 1 or logic:
+        return None
+    body = re.search(r"\bbody=%?([\w.-]+)", line)
+    return math.ceil(limits[0] / _stride(lines, computations[body[1]] if body else ()))
+
+
+def _stride(condition: Sequence[str], body: Sequence[str]) -> int:
+    """By how much a loop's body adds to the counter that its condition compares."""
+    counters = [match[1] for line in condition if (match := _COUNTER.search(line))]
+    states = [match[1] for line in body if (match := _STATE.search(line))]
+    if not counters or not states:
+        return 1
+    parts = re.sub(r"/\*.*?\*/", "", states[-1]).split(",")
+    named = {line.split(" = ")[0].strip(" %"): line for line in body if " = " in line}
+    added = _ADD.search(named.get(parts[int(counters[0])].strip(" %"), ""))
+    constant = added and _CONSTANT.search(named.get(added[1], ""))
+    return int(constant[1]) if constant else 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from typing import Any
@@ -16,7 +16,8 @@ from jax.sharding import Mesh
 from trinityx_jax.chips import Chip
 from trinityx_jax.config import Config
 from trinityx_jax.plan.collectives import Collective, collectives
-from trinityx_jax.plan.compiling import TooBig, compile_for, memory_limit
+from trinityx_jax.plan.compiling import QUICK, WITHOUT_LOOPS, TooBig, compile_for, memory_limit
+from trinityx_jax.plan.kernels import attention_flops
 from trinityx_jax.plan.layers import extrapolate
 from trinityx_jax.plan.programs import STEPS, Program
 from trinityx_jax.plan.shape import with_shape
@@ -87,12 +88,13 @@ def make_plan(
     mesh = make_mesh(config.mesh, topology_devices(topology, config.mesh.slices))
     limit = memory_limit(mesh.devices.flat[0])
     first = {s: STEPS[s](config, mesh) for s in steps}  # all mistakes come before any work
+    options = QUICK if quick else {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # the compiler holds no lock of Python's
         programs = {
-            s: pool.submit(lambda s=s: list(_compiled(first[s], mesh, quick))) for s in steps
+            s: pool.submit(lambda s=s: list(_compiled(first[s], mesh, options))) for s in steps
         }
         costs = {
-            s: pool.submit(extrapolate, lambda small, s=s: _costs(s, small, mesh, quick), config)
+            s: pool.submit(extrapolate, lambda small, s=s: _costs(s, small, mesh, options), config)
             for s in steps
         }
     plans, skipped = [], []
@@ -116,30 +118,33 @@ def make_plan(
 
 
 def _compiled(
-    program: Program, mesh: Mesh, quick: bool
+    program: Program, mesh: Mesh, options: Mapping[str, Any]
 ) -> Iterator[tuple[Program, jax.stages.Compiled | TooBig]]:
     """A step's programs from its first on, up to one that is too big."""
-    found = _compile(program, mesh, quick)
+    found = _compile(program, mesh, options)
     yield program, found
     if program.then is not None and not isinstance(found, TooBig):
         program = program.then(found)
-        yield program, _compile(program, mesh, quick)
+        yield program, _compile(program, mesh, options)
 
 
-def _compile(program: Program, mesh: Mesh, quick: bool) -> jax.stages.Compiled | TooBig:
+def _compile(
+    program: Program, mesh: Mesh, options: Mapping[str, Any]
+) -> jax.stages.Compiled | TooBig:
     with jax.set_mesh(mesh):  # as the stages do
         lowered = program.lower()
-    return compile_for(lowered, quick=quick)
+    return compile_for(lowered, options)
 
 
-def _costs(step: str, config: Config, mesh: Mesh, quick: bool) -> np.ndarray | None:
+def _costs(step: str, config: Config, mesh: Mesh, options: Mapping[str, Any]) -> np.ndarray | None:
     """(programs, 2): FLOPs and bytes accessed of each, None where one does not fit."""
     rows = []
-    for _, found in _compiled(STEPS[step](config, mesh), mesh, quick):
+    for _, found in _compiled(STEPS[step](config, mesh), mesh, {**options, **WITHOUT_LOOPS}):
         if isinstance(found, TooBig):
             return None
         costs: Any = found.cost_analysis()
-        rows.append((costs["flops"], costs["bytes accessed"]))
+        undeclared = attention_flops(found.as_text() or "", config.model, mesh)
+        rows.append((costs["flops"] + undeclared, costs["bytes accessed"]))
     return np.array(rows)
 
 

@@ -102,8 +102,9 @@ def _costs(plan: Plan) -> str:
     headers = ["a device", "TFLOP", "GB accessed", "GB sent", "compute ms", "memory ms"]
     return (
         aligned([*headers, "links ms", "bound by"], rows)
-        + f"\nFLOPs and bytes: {HOW}; kernels of our own count what they declare. A decode step is"
-        + " one token a row.\nThe milliseconds are lower bounds (roofline estimates at the chip's"
+        + f"\nFLOPs and bytes: {HOW}.\nKernels count what they declare; attention, the pairs of"
+        + " tokens that see each other. A decode step is one token a row.\n"
+        + "The milliseconds are lower bounds (roofline estimates at the chip's"
         + " published peaks), not speeds."
     )
 

@@ -90,6 +90,28 @@ def test_how_often_a_loop_runs(line, trips, endless):
     assert {(c.trips, c.endless) for c in found if c.kind != "reduce-scatter"} == {(trips, endless)}
 
 
+@pytest.mark.parametrize(("stride", "trips"), [(1, 5), (2, 3), (5, 1)])
+def test_a_loop_that_the_compiler_unrolled_counts_by_more_than_one(stride, trips):
+    text = LOOP.replace(
+        "  ROOT %tuple.1 = (s32[], f32[8]) tuple(%i, %c)",
+        f'  %stride = s32[]{{:T(128)}} constant({stride}), metadata={{op_name="f(x)"}}\n'
+        "  %next = s32[]{:T(128)} add(%i, %stride), control-predecessors={%c}\n"
+        "  ROOT %tuple.1 = (s32[], /*index=1*/f32[8]{0:T(8)}) tuple(%next, /*index=1*/%c)",
+    )
+    assert "%stride" in text
+    assert {c.trips for c in collectives(text) if c.kind != "reduce-scatter"} == {trips}
+
+
+def test_a_kernel_of_many_lines_is_one_instruction():
+    """Its metadata hold JSON with braces at the start of lines."""
+    kernel = (
+        "%kernel = f32[8] custom-call(%p), frontend_attributes={tiles={\n 8\n}}, metadata={}\n"
+        "  ROOT %all-reduce.9 = f32[8] all-reduce(%p), replica_groups={{0,1}}, to_apply=%add"
+    )
+    text = f"HloModule m\n\nENTRY %main (p: f32[8]) -> f32[8] {{\n  {kernel}\n}}\n"
+    assert [c.bytes for c in collectives(text)] == [32]
+
+
 @pytest.mark.parametrize(
     ("instruction", "want"),
     [

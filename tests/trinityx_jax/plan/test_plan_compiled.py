@@ -30,6 +30,7 @@ pytestmark = [
 ROOT = Path(__file__).resolve().parents[3]
 # No size is a multiple of L but those that count tokens, and only the rank is 8.
 L, R, LAYERS = 96, 8, 4
+TILED = 256  # tokens of rows that the attention kernels take
 D, F, TENSOR = 256, 640, 2
 SMALL = f"""
 model: {{vocab_size: 1024, hidden_size: {D}, intermediate_size: {F}, num_hidden_layers: {LAYERS},
@@ -53,7 +54,7 @@ def small(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def found(small) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, Path(__file__).with_name("plan_probe.py"), small],
+        [sys.executable, Path(__file__).with_name("plan_probe.py"), small, str(TILED)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
@@ -106,6 +107,20 @@ def test_compiled_flops_are_those_on_paper(found, small):
     tokens = 3 * config.experts.batch_size * L
     paper = tokens * training_flops(one, config.mocae, "experts", L, causal=False)
     assert found["layer"] == pytest.approx(paper, rel=0.05)
+
+
+def test_the_flops_of_attention_kernels_are_counted(found, small):
+    config = cfg.load(small)
+    one = dataclasses.replace(
+        config.model,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=128,
+    )
+    tokens = 3 * config.experts.batch_size * TILED
+    paper = tokens * training_flops(one, config.mocae, "experts", TILED)
+    assert found["tiled"] == pytest.approx(paper, rel=0.05)
 
 
 def test_four_devices_share_the_work_of_all_layers(scored, small):

@@ -191,7 +191,9 @@ TPU ({platform.machine()}, Python {platform.python_version()}, {names}). Nothing
 All sizes are GiB on one device. *Parameters*, *optimiser* and *cache* count the values of the
 arguments; *temporaries* and *needs* (arguments, outputs, temporaries and code) are the compiler's,
 against the memory it lets a program use. TFLOP and GB accessed are the compiler's estimates for
-one device and one step, taken from one and two unrolled layers. *Collectives* are counted in the
+one device and one step, taken from one and two unrolled layers, compiled without collective matmul
+(gathers that a loop hides behind their product), whose loops it counts once; to them come the FLOPs
+of the attention kernels, which declare none. *Collectives* are counted in the
 program's text, the all-gathers among them in brackets, and as they run: a layer's run once a
 layer. *GB sent* is what each device must send for them in a ring's algorithm. *Bound* is a roofline
 estimate: no step can be faster than this at the chip's published peaks, and none was shown to be as

@@ -61,7 +61,11 @@ def probe(path: Path, tokens: int) -> dict:
     tiled = dataclasses.replace(
         alone,
         model=dataclasses.replace(
-            alone.model, num_attention_heads=2, num_key_value_heads=1, head_dim=128
+            alone.model,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=128,
         ),
         data=dataclasses.replace(alone.data, max_length=tokens),
     )

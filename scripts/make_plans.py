@@ -217,10 +217,10 @@ second table.
 ## Weak scaling
 
 `train-experts` of `configs/llama2_7b.yaml` with tensor 2 and all other chips on fsdp, three rows of
-2,048 tokens for each pair of chips. FLOPs and bytes a chip were meant to stay within 10%: missed on
-16 and 64 chips. Where the compiler turns a gather and its product into a loop
-of permutes (collective matmul), as it does there, it counts the loop's FLOPs once, so that they are
-too low; and the permutes move more than the gathers would.
+2,048 tokens for each pair of chips. FLOPs and bytes a chip were meant to stay within 10%. Bytes are
+those of the collectives' results; of a gather's result over n chips a ring sends (n - 1) / n, which
+grows from a half to nearly all of it. On 16 and 64 chips the compiler turns some gathers into loops
+of permutes (collective matmul), which move a little more.
 
 {_table(SCALING_HEADERS, scaling)}
 """

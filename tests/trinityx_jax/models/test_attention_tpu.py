@@ -22,7 +22,7 @@ def test_values_and_gradients_are_those_of_the_plain_formula(window, softcap):
     keys = jax.random.split(jax.random.key(0), 4)
     q, k, v = (
         jax.random.normal(key, shape)
-        for key, shape in zip(keys, [(B, L, H, d), (B, G, L, d), (B, G, L, d)], strict=False)
+        for key, shape in zip(keys[:3], [(B, L, H, d), (B, G, L, d), (B, G, L, d)], strict=True)
     )
     q = q * d**-0.5
     index = jnp.broadcast_to(jnp.arange(L), (B, L))
@@ -47,21 +47,26 @@ def test_only_rows_and_heads_of_whole_tiles_fit():
     assert not attention_tpu.fits(2000, 128) and not attention_tpu.fits(2048, 64)
 
 
-@pytest.mark.parametrize(("windows", "kernels"), [((), 1), ((40, 40), 1), ((40, 0), 2)])
-@pytest.mark.parametrize("scan_layers", [True, False])
-def test_a_model_for_tpus_has_one_kernel_for_each_window(windows, kernels, scan_layers):
+def model(scan_layers: bool, windows: tuple[int, ...]):
+    """Graph and arrays of two layers whose attention the kernels take."""
     config = ModelConfig(
         vocab_size=64,
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=2,
-        num_attention_heads=1,
+        num_attention_heads=2,
         num_key_value_heads=1,
         head_dim=128,
         windows=windows,
         scan_layers=scan_layers,
     )
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))
+    return nnx.split(Transformer(config, rngs=nnx.Rngs(0)))
+
+
+@pytest.mark.parametrize(("windows", "kernels"), [((), 1), ((40, 40), 1), ((40, 0), 2)])
+@pytest.mark.parametrize("scan_layers", [True, False])
+def test_a_model_for_tpus_has_one_kernel_for_each_window(windows, kernels, scan_layers):
+    graphdef, state = model(scan_layers, windows)
 
     def logits(state, tokens_bl):
         return nnx.merge(graphdef, state)(tokens_bl).logits
@@ -69,3 +74,23 @@ def test_a_model_for_tpus_has_one_kernel_for_each_window(windows, kernels, scan_
     traced = jax.jit(logits).trace(state, jax.ShapeDtypeStruct((2, 128), jnp.int32))
     text = traced.lower(lowering_platforms=("tpu",)).as_text()
     assert text.count("tpu_custom_call") == kernels
+
+
+@pytest.mark.parametrize("windows", [(), (40, 0), (0, 40)])
+def test_a_scanned_model_takes_each_layers_own_kernel(windows, monkeypatch):
+    graphdef, state = model(True, windows)
+    tokens = jax.random.randint(jax.random.key(1), SEGMENTS.shape, 0, 64)
+    model_of = functools.partial(nnx.merge, graphdef)
+    wanted = model_of(state)(tokens, segment_ids_bl=SEGMENTS).logits
+    interpreted = functools.partial(attention_tpu.attend, interpret=True)
+    calls = []
+
+    def on_tpu(*args, tpu, **others):
+        calls.append(tpu)
+        return tpu(*args)
+
+    monkeypatch.setattr(attention_tpu, "attend", interpreted)
+    monkeypatch.setattr(jax.lax, "platform_dependent", on_tpu)
+    found = model_of(state)(tokens, segment_ids_bl=SEGMENTS).logits
+    assert calls
+    chex.assert_trees_all_close(found, wanted, rtol=2e-4, atol=2e-4)

@@ -1,7 +1,7 @@
 """Runs the TPU compiler in a process of its own and prints what it found as one JSON object.
 
-Arguments: a YAML file of a small model, and how many tokens a row has that attention's kernels
-take. See test_plan_compiled.py, which reads the object.
+Arguments: YAML files of a small model, and of one whose attention the kernels take. See
+test_plan_compiled.py, which reads the object.
 """
 
 from __future__ import annotations
@@ -39,7 +39,18 @@ def compiled(step: str, config: Config, devices: list) -> Any:
     return found
 
 
-def probe(path: Path, tokens: int) -> dict:
+def flops(step: str, config: Config, devices: list) -> float:
+    """Those of the step's one program, as a plan counts them for so few layers."""
+    from trinityx_jax.plan.compiling import QUICK
+    from trinityx_jax.plan.plan import _costs
+    from trinityx_jax.sharding import make_mesh
+
+    costs = _costs(step, config, make_mesh(config.mesh, devices), QUICK)
+    assert costs is not None
+    return float(costs[0, 0])
+
+
+def probe(path: Path, tiled: Path) -> dict:
     small = ("--config", str(path), "--topology", "v5e:2x2", "--step", "score")
     found: dict = {"scored": cli(*small, "--json"), "quick": cli(*small, "--json", "--quick")}
     found["huge"] = cli(*small, "--quick", "--set", f"model.vocab_size={1 << 26}")
@@ -53,35 +64,17 @@ def probe(path: Path, tokens: int) -> dict:
         mesh=MeshConfig(1),
         model=dataclasses.replace(config.model, num_hidden_layers=1, scan_layers=False),
     )
-    from trinityx_jax.plan.compiling import QUICK
-    from trinityx_jax.plan.plan import _costs
-    from trinityx_jax.sharding import make_mesh
-
-    one = make_mesh(alone.mesh, topology_devices("v5e:2x2")[:1])
-    tiled = dataclasses.replace(
-        alone,
-        model=dataclasses.replace(
-            alone.model,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            head_dim=128,
-        ),
-        data=dataclasses.replace(alone.data, max_length=tokens),
-    )
     with ThreadPoolExecutor(2) as pool:
-        tiles = pool.submit(_costs, "train-experts", tiled, one, QUICK)
+        tiles = pool.submit(flops, "train-experts", load(tiled), topology_devices("v5e:2x2")[:1])
         train = pool.submit(compiled, "train-experts", config, topology_devices("v5e:2x2"))
         wider = pool.submit(compiled, "score", wide, topology_devices("v5e:4x4"))
         layer = pool.submit(compiled, "train-experts", alone, topology_devices("v5e:2x2")[:1])
     found["train"] = [dataclasses.asdict(c) for c in collectives(train.result().as_text())]
     found["wider"] = wider.result().memory_analysis().peak_memory_in_bytes
-    costs = tiles.result()
-    assert costs is not None
-    found["tiled"] = float(costs[0, 0])
+    found["tiled"] = tiles.result()
     found["layer"] = layer.result().cost_analysis()["flops"]
     return found
 
 
 if __name__ == "__main__":
-    json.dump(probe(Path(sys.argv[1]), int(sys.argv[2])), sys.stdout)
+    json.dump(probe(Path(sys.argv[1]), Path(sys.argv[2])), sys.stdout)

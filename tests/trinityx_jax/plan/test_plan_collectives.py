@@ -103,7 +103,7 @@ def test_a_loop_that_the_compiler_unrolled_counts_by_more_than_one(stride, trips
 
 
 def test_a_kernel_of_many_lines_is_one_instruction():
-    """Its metadata hold JSON with braces at the start of lines."""
+    """Its attributes may have braces at the start of lines."""
     kernel = (
         "%kernel = f32[8] custom-call(%p), frontend_attributes={tiles={\n 8\n}}, metadata={}\n"
         "  ROOT %all-reduce.9 = f32[8] all-reduce(%p), replica_groups={{0,1}}, to_apply=%add"

@@ -30,7 +30,6 @@ pytestmark = [
 ROOT = Path(__file__).resolve().parents[3]
 # No size is a multiple of L but those that count tokens, and only the rank is 8.
 L, R, LAYERS = 96, 8, 4
-TILED = 1024  # tokens of rows that the attention kernels take
 D, F, TENSOR = 256, 640, 2
 SMALL = f"""
 model: {{vocab_size: 1024, hidden_size: {D}, intermediate_size: {F}, num_hidden_layers: {LAYERS},
@@ -52,9 +51,28 @@ def small(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def found(small) -> dict[str, Any]:
+def tiled(small) -> cfg.Config:
+    """Two layers, on one device, whose attention the kernels take."""
+    config = cfg.load(small)
+    model = dataclasses.replace(
+        config.model,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=128,
+        scan_layers=False,
+    )
+    return dataclasses.replace(
+        config, model=model, mesh=cfg.MeshConfig(1), data=cfg.DataConfig(max_length=1024)
+    )
+
+
+@pytest.fixture(scope="module")
+def found(small, tiled) -> dict[str, Any]:
+    other = small.with_name("tiled.yaml")
+    other.write_text(cfg.dump(tiled))
     done = subprocess.run(
-        [sys.executable, Path(__file__).with_name("plan_probe.py"), small, str(TILED)],
+        [sys.executable, Path(__file__).with_name("plan_probe.py"), small, other],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
@@ -109,23 +127,18 @@ def test_compiled_flops_are_those_on_paper(found, small):
     assert found["layer"] == pytest.approx(paper, rel=0.05)
 
 
-def test_the_flops_of_attention_kernels_are_counted(found, small):
-    config = cfg.load(small)
-    two = dataclasses.replace(
-        config.model,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=128,
+def test_the_flops_of_attention_kernels_are_counted(found, tiled):
+    length = tiled.data.max_length
+    alone = dataclasses.replace(tiled.model, windows=(1, 1))  # attention to oneself: next to none
+    paper, rest = (
+        training_flops(model, tiled.mocae, "experts", length) for model in (tiled.model, alone)
     )
-    alone = dataclasses.replace(two, windows=(1, 1))  # attention to oneself: next to none
-    paper, rest = (training_flops(m, config.mocae, "experts", TILED) for m in (two, alone))
     attention = paper - rest
     assert attention > 0.1 * paper
     # Products of queries, keys and values in the first layer, which needs no gradient, and in the
     # second: 2 and 2 + 4 on paper. The kernels' backward pass forms three of them anew.
     kernels = attention * (2 + 2 + 7) / (2 + 2 + 4)
-    tokens = 3 * config.experts.batch_size * TILED
+    tokens = 3 * tiled.experts.batch_size * length
     assert found["tiled"] == pytest.approx(tokens * (rest + kernels), rel=0.05)
 
 

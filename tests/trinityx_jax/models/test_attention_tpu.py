@@ -1,6 +1,8 @@
 """The splash attention kernels, interpreted, against the plain formula."""
 
 import functools
+import subprocess
+import sys
 
 import chex
 import jax
@@ -94,3 +96,48 @@ def test_a_scanned_model_takes_each_layers_own_kernel(windows, monkeypatch):
     found = model_of(state)(tokens, segment_ids_bl=SEGMENTS).logits
     assert calls
     chex.assert_trees_all_close(found, wanted, rtol=2e-4, atol=2e-4)
+
+
+SHARDED = """
+import functools
+import jax
+jax.config.update("jax_num_cpu_devices", 8)
+import chex
+import jax.numpy as jnp
+from trinityx_jax.config import MeshConfig, ModelConfig
+from trinityx_jax.models import attention, attention_tpu
+from trinityx_jax.sharding import make_mesh
+
+B, L, H, G, d = 4, 128, 4, 2, 128
+config = ModelConfig(num_attention_heads=H, num_key_value_heads=G, head_dim=d)
+segments = jnp.repeat(jnp.array([[1, 1, 2, 0], [1, 2, 3, 3]] * 2), L // 4, axis=1)
+keys = jax.random.split(jax.random.key(0), 4)
+shapes = [(B, L, H, d), (B, G, L, d), (B, G, L, d), (B, L, H * d)]
+q, k, v, sent = (jax.random.normal(key, shape) for key, shape in zip(keys, shapes))
+visible, packed = attention.causal(segments), attention_tpu.Packed(segments, 0)
+
+def mix(*qkv):
+    return attention._by_platform((*qkv, visible), packed, config)
+
+def values_and_gradients(*qkv):
+    mixed, back = jax.vjp(mix, *qkv)
+    return mixed, *back(sent)
+
+args = q * d**-0.5, k, v
+wanted = values_and_gradients(*args)
+attention_tpu.attend = functools.partial(attention_tpu.attend, interpret=True)
+jax.lax.platform_dependent = lambda *args, tpu, default: tpu(*args)
+with jax.set_mesh(make_mesh(MeshConfig(data=1, fsdp=2, tensor=2, expert=2))):
+    compiled = jax.jit(values_and_gradients).lower(*args).compile()
+    assert "all-reduce" not in compiled.as_text()
+    chex.assert_trees_all_close(compiled(*args), wanted, rtol=2e-4, atol=2e-4)
+print("same")
+"""
+
+
+def test_every_device_computes_its_own_rows_and_heads():
+    """Eight simulated devices, in a process of their own: the count is fixed once JAX starts."""
+    command = [sys.executable, "-c", SHARDED]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stdout == "same\n"

@@ -19,7 +19,7 @@ class Chooser(Protocol):
         ...
 
 
-@jax.tree_util.register_dataclass
+@jax.tree_util.register_static  # not as a dataclass: see models/router.py
 @dataclasses.dataclass(frozen=True)
 class Greedy:
     """The most likely token; of several, the lowest id."""

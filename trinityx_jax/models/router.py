@@ -1,7 +1,9 @@
 """The calibrated per-token router: which expert answers, and with which weight.
 
 A routing says how the gate logits become mixing weights; every routing is a small pytree with one
-method, `weights`, so that jit sees its kind statically and its arrays as data.
+method, `weights`, so that jit sees its kind statically and its arrays as data. Those without arrays
+are registered as static: of two dataclasses with no children, jax 0.10.2 takes the tree structures
+for equal, and jit would now and then run one routing's program for another.
 """
 
 from __future__ import annotations
@@ -58,7 +60,7 @@ def keep_top_k(weights_ble: jax.Array, k: int) -> jax.Array:
     return kept / kept.sum(axis=-1, keepdims=True)
 
 
-@jax.tree_util.register_dataclass
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Mixture:
     """The calibrated mixture: alpha = softmax(z / tau); `top_k` 0 mixes all experts.
@@ -69,10 +71,8 @@ class Mixture:
     `logit` by w.
     """
 
-    top_k: int = dataclasses.field(default=0, metadata={"static": True})
-    gamma: Literal["none", "output", "logit"] = dataclasses.field(
-        default="none", metadata={"static": True}
-    )
+    top_k: int = 0
+    gamma: Literal["none", "output", "logit"] = "none"
 
     def weights(self, logits_ble: jax.Array, router: Router) -> jax.Array:
         z = logits_ble / router.temperature[...]
@@ -84,7 +84,7 @@ class Mixture:
         return w * router.gamma[...] if self.gamma == "output" else w
 
 
-@jax.tree_util.register_dataclass
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Uniform:
     """Every expert with weight 1 / E: the mixture without a router."""
@@ -115,7 +115,7 @@ class Forced:
         return self.coefficient_b.astype(dtype)[:, None, None]
 
 
-@jax.tree_util.register_dataclass
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Backbone:
     """No expert at all: the frozen FFN alone."""

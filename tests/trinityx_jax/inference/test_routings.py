@@ -1,5 +1,8 @@
 """Routings by name, for whatever objectives a model's experts have."""
 
+import itertools
+
+import jax
 import numpy as np
 import pytest
 
@@ -31,6 +34,13 @@ def test_every_objective_has_its_routing_and_its_reverse():
     np.testing.assert_array_equal(together.expert_b, [3, 3, 1, 1])
     np.testing.assert_array_equal(together.coefficient_b, [1, 1, -1, -1])
     assert len(routing_names(NAMES)) == 12 and compared(NAMES)[2:] == NAMES
+
+
+def test_jit_can_tell_every_two_routings_apart():
+    """jit chooses a program by equality, after a hash that differs almost always."""
+    names = ("mixture", "top1", "uniform", "backbone", "kind", "negated-kind")
+    kinds = [jax.tree.structure(routing_by_name(name, 2, Mixture(), NAMES)) for name in names]
+    assert all(a != b for a, b in itertools.combinations(kinds, 2))
 
 
 def test_another_model_s_objective_is_no_routing():

@@ -1,5 +1,7 @@
 """The choice of a token: filters as transformers applies them, and the right frequencies."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,6 +58,16 @@ def test_kinds():
     assert chooser() == Greedy()
     assert chooser(0.5, 3, 1.0) == Sample(0.5, None, 3)
     assert chooser(0.5, 0, 0.9) == Sample(0.5, 0.9, 0)
+
+
+def test_jit_can_tell_greedy_from_another_chooser_without_numbers():
+    @jax.tree_util.register_dataclass
+    @dataclasses.dataclass(frozen=True)
+    class Last:
+        def choose(self, logits_bv: jax.Array, key_b: jax.Array) -> jax.Array:
+            raise NotImplementedError
+
+    assert jax.tree.structure(Last()) != jax.tree.structure(Greedy())
 
 
 @pytest.mark.parametrize(

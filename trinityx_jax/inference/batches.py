@@ -19,19 +19,19 @@ def bucket(length: int, longest: int | None = None) -> int:
 def padded_batches(
     sequences: Sequence[Sequence[int]], batch_size: int, longest: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Batches of `batch_size` sequences of similar length, each of at most `longest` ids.
+    """Batches of `batch_size` sequences of similar length, each of at most `longest` ids; all but
+    the last are full.
 
     Yields the sequences' indices (n,), n <= batch_size, their tokens (B, L) int32, padded on the
     right, and where these are real (B, L) bool; rows from n on are padding.
     """
     sizes = np.array([bucket(len(ids), longest) for ids in sequences])
-    for size in np.unique(sizes):
-        members = np.flatnonzero(sizes == size)
-        for first in range(0, len(members), batch_size):
-            index = members[first : first + batch_size]
-            tokens = np.zeros((batch_size, size), np.int32)
-            real = np.zeros((batch_size, size), bool)
-            for row, i in enumerate(index):
-                n = len(sequences[i])
-                tokens[row, :n], real[row, :n] = sequences[i], True
-            yield index, tokens, real
+    order = np.argsort(sizes, kind="stable")
+    for first in range(0, len(order), batch_size):
+        index = order[first : first + batch_size]
+        shape = (batch_size, sizes[index].max())
+        tokens, real = np.zeros(shape, np.int32), np.zeros(shape, bool)
+        for row, i in enumerate(index):
+            n = len(sequences[i])
+            tokens[row, :n], real[row, :n] = sequences[i], True
+        yield index, tokens, real

@@ -50,6 +50,9 @@ def packed_batches(
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
     """Batches of `batch_size` questions of similar size, and which questions they hold.
 
+    All but the last are full; so there are at most as many shapes, each a compilation, as batches,
+    and of many questions no more than the few that `bucket` and a power of two leave.
+
     Yields (index (n,), batch) with n <= batch_size; rows from n on are padding. In a batch of L
     positions and M predictions, all int32:
 
@@ -57,12 +60,13 @@ def packed_batches(
         place, target, option        (B, M)  token `target` of option `option` is predicted at
                                              position `place`; option -1 is padding
     """
-    sizes = np.array([(bucket(q.read), bucket(q.predicted)) for q in questions])
-    for L, M in np.unique(sizes, axis=0):
-        members = np.flatnonzero((sizes == (L, M)).all(axis=1))
-        for first in range(0, len(members), batch_size):
-            index = members[first : first + batch_size]
-            yield index, _layout([questions[i] for i in index], batch_size, int(L), int(M))
+    sizes = np.array([(bucket(q.read), q.predicted) for q in questions]).reshape(-1, 2)
+    order = np.lexsort((sizes[:, 1], sizes[:, 0]))
+    for first in range(0, len(order), batch_size):
+        index = order[first : first + batch_size]
+        L, predicted = map(int, sizes[index].max(axis=0))
+        M = max(1 << (predicted - 1).bit_length(), 16)
+        yield index, _layout([questions[i] for i in index], batch_size, L, M)
 
 
 def _layout(questions: list[Question], rows: int, L: int, M: int) -> dict[str, np.ndarray]:

@@ -52,15 +52,16 @@ def score_options(
         (names, forced(names, rows, setup.objectives) if len(names) > 1 else alone[names[0]])
         for names in passes(routings, setup.objectives)
     ]
+    room = 1 << (shape[1] - 1).bit_length()  # splits that differ little in K share their programs
     batches = list(packed_batches(questions, rows))
     for index, batch in tqdm(batches, desc="questions", unit="batch", disable=None):
         device_batch = place(batch, setup.mesh)
         for names, routing in work:
             with jax.set_mesh(setup.mesh):
-                scores = _score(setup.arch, parameters, device_batch, routing, shape[1])
+                scores = _score(setup.arch, parameters, device_batch, routing, room)
             for j, name in enumerate(names):
                 for mine, all_rows in zip(found[name], scores, strict=True):
-                    mine[index] = fetch(all_rows)[j * rows :][: len(index)]
+                    mine[index] = fetch(all_rows)[j * rows :][: len(index), : shape[1]]
     return found
 
 

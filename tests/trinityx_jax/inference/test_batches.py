@@ -1,5 +1,7 @@
 """Batches hold every sequence once, in few shapes."""
 
+import math
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,7 +13,9 @@ SEQUENCES = st.lists(st.lists(st.integers(1, 99), min_size=1, max_size=96), min_
 @given(SEQUENCES, st.integers(1, 7))
 def test_every_sequence_is_there_once(sequences, batch_size):
     seen = []
-    for index, tokens, real in padded_batches(sequences, batch_size, 96):
+    batches = list(padded_batches(sequences, batch_size, 96))
+    assert len(batches) == math.ceil(len(sequences) / batch_size)
+    for index, tokens, real in batches:
         assert tokens.shape == real.shape and len(tokens) == batch_size
         for row, i in enumerate(index):
             n = len(sequences[i])

@@ -49,6 +49,21 @@ def test_every_option_is_predicted_once_from_its_own_tokens(questions, batch_siz
     assert sorted(seen) == list(range(len(questions)))
 
 
+@pytest.mark.parametrize("count", [7, 4000])
+def test_batches_are_full_and_of_few_shapes(count):
+    """Every shape is compiled once for every pass."""
+    rng = np.random.default_rng(1)
+    sizes = rng.integers(1, 40, (count, 6))
+    questions = [Question([1] * P, [[1] * n for n in rest[: 1 + P % 5]]) for P, *rest in sizes]
+    shapes = [
+        (len(index), batch["tokens"].shape, batch["place"].shape)
+        for index, batch in packed_batches(questions, 8)
+    ]
+    assert [n for n, *_ in shapes] == [8] * (count // 8) + [count % 8] * (count % 8 > 0)
+    lengths = {tokens for _, tokens, _ in shapes}
+    assert len(lengths) <= 13 and len(set(shapes)) <= 3 * len(lengths)
+
+
 def one_by_one(arch, parameters, question, routing):
     """(log-likelihood, greedy) of each option, each in a full pass of its own."""
     forward = jax.jit(lambda t, r: jax.nn.log_softmax(arch.merge(parameters)(t, r).logits[0]))
